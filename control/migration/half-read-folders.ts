@@ -3,7 +3,7 @@
  * in which names came (tmpfs, overlayfs) or by a hash with a seed of its own (ext4). CRIU sets the same number at the target, whose folder
  * has the same names at other positions: some would never be read, and others twice. At the end of a folder nothing follows on either node.
  */
-import { readFileSync, statSync } from "node:fs";
+import { readFileSync, readlinkSync, statSync } from "node:fs";
 import { fail } from "#proxy/contract/error-codes.ts";
 import * as descriptor from "#proxy/kernel/descriptors.ts";
 import { descriptorsOf } from "../runtime/processes.ts";
@@ -25,13 +25,22 @@ export interface BegunFolder {
  * bits, whose place might be, is not asked while it runs.
  */
 export async function halfReadFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
-  const begun = (await begunFolders(container, pids)).filter(({ pid }) => has64Bits(pid));
-  return begun.filter((folder) => withSocketAt(folder, descriptor.namesFollow) === true);
+  const mounts = travellingMounts(container);
+  const begun = (await begunFolders(mounts, pids)).filter(({ pid }) => has64Bits(pid));
+  // by then the descriptor may be another file's: what is said is of the one that is asked
+  return begun.flatMap(({ pid, fd }) => {
+    const found = withSocketAt({ pid, fd }, (ours) => {
+      const position = positionIn("self", ours, mounts);
+      if (position === 0n || !descriptor.namesFollow(ours)) return [];
+      return [{ pid, fd, path: readlinkSync(`/proc/self/fd/${ours}`), position }];
+    });
+    return found ?? [];
+  });
 }
 
 /** Of a frozen tree. @throws HoldfastError `FILE_UNMOVABLE` */
 export async function refuseHalfReadFolders(container: Travelling, pids: number[]): Promise<void> {
-  for (const folder of await begunFolders(container, pids))
+  for (const folder of await begunFolders(travellingMounts(container), pids))
     if (withSocketAt(folder, namesFollow) === true)
       throw fail("FILE_UNMOVABLE", `${said(folder)}; try again`);
 }
@@ -53,8 +62,7 @@ export function said({ pid, fd, path }: BegunFolder): string {
   return `process ${pid} is in the middle of reading the folder ${path} (descriptor ${fd}), whose names are at other positions on the other node`;
 }
 
-async function begunFolders(container: Travelling, pids: number[]): Promise<BegunFolder[]> {
-  const mounts = travellingMounts(container);
+async function begunFolders(mounts: Set<string>, pids: number[]): Promise<BegunFolder[]> {
   const begun: BegunFolder[] = [];
   for (const pid of pids)
     for (const { fd, target } of await descriptorsOf(pid)) {
@@ -65,7 +73,7 @@ async function begunFolders(container: Travelling, pids: number[]): Promise<Begu
 }
 
 /** 0: at its beginning, no folder, on another mount, or closed meanwhile */
-function positionIn(pid: number, fd: number, mounts: Set<string>): bigint {
+function positionIn(pid: number | "self", fd: number, mounts: Set<string>): bigint {
   try {
     if (!statSync(`/proc/${pid}/fd/${fd}`).isDirectory()) return 0n;
     const info = readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");

@@ -115,13 +115,17 @@ describe("the reader of an application's output", { timeout: 30_000 }, () => {
     const sandbox = new RuncSandbox({ program: "", root: "" }, { id: "late", runDir: "", init, tmpfs: [] });
     const readers = await treeOf(reader.pid);
     for (const pid of readers) process.kill(pid, "SIGSTOP");
-    // a signal is acted upon when its process is given a CPU, and until then that one may read
-    await until("they stand still", () =>
-      readers.every((pid) => /^State:\tT/m.test(text(`/proc/${pid}/status`))),
-    );
-    await write("last words\n");
-    assert.equal(sandbox.untakenOutput(), 11);
-    for (const pid of readers) process.kill(pid, "SIGCONT");
+    try {
+      // a signal is acted upon when its process is given a CPU, and until then that one may read
+      await until("they stand still", () =>
+        readers.every((pid) => /^State:\tT/m.test(text(`/proc/${pid}/status`))),
+      );
+      await write("last words\n");
+      assert.equal(sandbox.untakenOutput(), 11);
+    } finally {
+      // stopped, they would outlive everybody
+      for (const pid of readers) process.kill(pid, "SIGCONT");
+    }
     await until("it is taken", () => sandbox.untakenOutput() === 0);
     await until("it is written", () => text(file) === "last words\n");
     await end();

@@ -123,7 +123,9 @@ describe("a load on the data path", { timeout: 300_000 }, () => {
         assert.ok(point.p > before.p && point.valueUs >= before.valueUs, `${peer} at ${point.p} %`);
       }
     }
-    for (const { metric, rounds } of figures) if (metric === "unanswered") assert.deepEqual(rounds, [0]);
+    const unanswered = figures.filter(({ metric }) => metric === "unanswered");
+    assert.deepEqual(unanswered.map(({ peer }) => peer).sort(), there(carriers["ws-echo"] as string[]));
+    for (const { peer, rounds } of unanswered) assert.deepEqual(rounds, [0], peer);
   });
 
   it("of idle sessions tells what each costs, and what is carried beside them", async () => {

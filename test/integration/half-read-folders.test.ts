@@ -70,7 +70,11 @@ describe("a folder in the middle of which a program is", { skip }, () => {
 
   async function withReader(
     how: "asked" | "loop" | "others",
-    use: (reader: { pid: number; read(what: "batch" | "all" | "delete"): Promise<number> }) => Promise<void>,
+    use: (reader: {
+      pid: number;
+      read(what: "batch" | "all" | "delete"): Promise<number>;
+      isRunning(): boolean;
+    }) => Promise<void>,
     [command, ...args]: [string, ...string[]] = ["python3"],
   ): Promise<void> {
     const program = spawn(command, [...args, "-c", READER, folder, how], {
@@ -85,7 +89,8 @@ describe("a folder in the middle of which a program is", { skip }, () => {
         program.stdin.write(`${what}\n`);
         return Number((await said)[0]);
       };
-      await use({ pid: program.pid as number, read });
+      const isRunning = (): boolean => program.exitCode === null && program.signalCode === null;
+      await use({ pid: program.pid as number, read, isRunning });
     } finally {
       program.kill("SIGCONT");
       program.stdin.end();
@@ -116,8 +121,10 @@ describe("a folder in the middle of which a program is", { skip }, () => {
     withReader("loop", async ({ pid }) => assert.deepEqual(await found(pid), [])));
 
   it("is none where the descriptor has become another file's", () =>
-    withReader("others", async ({ pid }) => {
-      for (let looks = 0; looks < 2_000; looks++) await halfReadFolders(container(pid), [pid]);
+    withReader("others", async ({ pid, isRunning }) => {
+      for (let looks = 0; looks < 2_000; looks++)
+        for (const { path } of await halfReadFolders(container(pid), [pid])) assert.equal(path, folder);
+      assert.ok(isRunning(), "it goes on, whatever was looked at");
     }));
 
   it("is not told of on a mount whose files stay", () =>

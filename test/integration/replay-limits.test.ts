@@ -1,12 +1,17 @@
 /** What a session may hold while its application is unavailable: not read, then memory, then a sealed file, then refused. */
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import { createHash, randomBytes } from "node:crypto";
-import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmdirSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, afterEach, before, describe, it } from "node:test";
 import { answersOf, get, ok, post, ReplayStage } from "#test/support/mortal-application.ts";
 import { RawEnd, within } from "#test/support/raw-ends.ts";
 
 const MIB = 1024 * 1024;
+const skip = process.getuid?.() === 0 ? false : "needs root: mount(2)";
+const DISK_BYTES = 64 * 1024;
 const UPLOAD_BYTES = 20 * MIB;
 const MARKER = "a plain text marker that must not be on any disk ";
 
@@ -268,23 +273,50 @@ describe("bytes held for an application that is away", { timeout: 300_000 }, () 
     }
   });
 
-  it("keeps nothing on a disk that refuses, and says so", async () => {
-    const full = await ReplayStage.start([{ protocol: "http" }], {
+  it("refuses the first byte where neither memory nor disk may have any", async () => {
+    const none = await ReplayStage.start([{ protocol: "http" }], {
       heldSessionBytesMax: 0,
       spillBytesMax: 0,
       stallMsMax: 10,
     });
     try {
-      const { client } = await full.pair(head(10));
-      full.application.end();
-      await full.untilAway(1);
-      client.socket.write("x");
-      assert.equal((await answersOf(client, 1))[0]?.status, 503);
-      assert.equal(await full.count("heldRefused"), 1);
+      await isRefused(none, 1);
     } finally {
-      await full.stop();
+      await none.stop();
     }
   });
+
+  it("keeps nothing on a disk that is full, and says so", { skip }, async () => {
+    const disk = mkdtempSync(join(tmpdir(), "holdfast-disk-"));
+    execFileSync("mount", ["-t", "tmpfs", "-o", `size=${DISK_BYTES}`, "holdfast", disk]);
+    try {
+      const full = await ReplayStage.start(
+        [{ protocol: "http" }],
+        { heldSessionBytesMax: 0, spillBytesMax: 24 * MIB, stallMsMax: 10 },
+        { spillDir: disk },
+      );
+      try {
+        await isRefused(full, 4 * DISK_BYTES);
+        assert.equal((await full.status()).spilledBytes, 0, "what it had kept is let go");
+        assert.deepEqual(deletedFiles(full.proxy.process.pid as number, disk), []);
+      } finally {
+        await full.stop();
+      }
+    } finally {
+      execFileSync("umount", [disk]);
+      rmdirSync(disk);
+    }
+  });
+
+  /** A client of a stage of its own, whose application is away and that goes on with its body. */
+  async function isRefused(of: ReplayStage, bytes: number): Promise<void> {
+    const { client } = await of.pair(head(bytes));
+    of.application.end();
+    await of.untilAway(1);
+    client.socket.write(Buffer.alloc(bytes));
+    assert.equal((await answersOf(client, 1))[0]?.status, 503);
+    assert.equal(await of.count("heldRefused"), 1);
+  }
 });
 
 describe("an application that is back and does not read", { timeout: 120_000 }, () => {

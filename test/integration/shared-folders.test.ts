@@ -33,13 +33,20 @@ test("a folder that another container exchanges for a link while it is deleted l
   const fd = openSync(root, "r");
   try {
     await whileExchanging({ folder: join(root, "d/sub"), link: join(base, "link"), leads }, async () => {
+      let deleted = 0;
+      let met = 0;
       for (let round = 0; round < ROUNDS; round++) {
         const deleting = round % 2 === 0 ? removePaths(fd, ["d"]) : emptyBut(fd, []);
-        await deleting.catch((error: NodeJS.ErrnoException) => {
-          if (!GETS_IN_THE_WAY.includes(error.code ?? "")) throw error;
-        });
+        await deleting.then(
+          () => deleted++,
+          (error: NodeJS.ErrnoException) => {
+            if (!GETS_IN_THE_WAY.includes(error.code ?? "")) throw error;
+            met++;
+          },
+        );
         assert.deepEqual(readdirSync(leads), NAMES, `after ${round} rounds`);
       }
+      assert.ok(deleted > 0 && met > 0, `${deleted} times deleted, ${met} times an exchange came in between`);
     });
     await emptyBut(fd, []);
     assert.deepEqual(readdirSync(root), []);

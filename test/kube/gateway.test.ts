@@ -100,8 +100,11 @@ describe("gateways of the chart", () => {
   async function isWhole(one: Load): Promise<void> {
     const wanted = one.messages + 2 * ANSWERS;
     await until("clients are answered", async () => one.messages >= wanted);
-    const { lost, resets, alive } = await one.report();
-    assert.deepEqual({ lost, resets, alive }, { lost: 0, resets: 0, alive: 2 });
+    const { lost, repeated, corrupt, resets, alive } = await one.report();
+    assert.deepEqual(
+      { lost, repeated, corrupt, resets, alive },
+      { lost: 0, repeated: 0, corrupt: 0, resets: 0, alive: 2 },
+    );
     await one.stop();
   }
 

@@ -159,23 +159,22 @@ describe("a Deployment's pod that others act on", () => {
   it("goes on to a third place when the node that it goes to is drained in the middle", async () => {
     const pod = await marked();
     const target = other(nodeOf(pod));
+    const agent = stage.agents.get(nodeOf(pod)) as KubeObject;
+    await injectFault(cluster, agent, pauseAt("source:dump"));
     await cluster.apply(migration("into-a-drain", { pod: pod.metadata.name, target: { node: target } }));
-    await moving("into-a-drain");
+    await faultBegan(cluster, agent).catch(failed);
+    // a pod that an application goes to has neither labels of its Deployment's yet nor an owner: kubectl asks for its eviction by force only
     const drain = cluster.spawn("drain", [
       ...["kubectl", "drain", target, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=300s"],
-      "--pod-selector=app=chat",
+      "--force",
     ]);
+    await drain.waitFor(/evicting pod default\/chat-/, 60_000).catch(failed);
+    const { phase } = (await cluster.api("GET", `${FOLDER}/${NAMESPACE}/migrations/into-a-drain`)).status;
+    assert.equal(phase, "Moving", "the drain has met the move");
     const { status } = await stage.ended("into-a-drain");
     assert.equal(status.phase, "Succeeded", JSON.stringify(status));
     await until("the drain is over", async () => drain.exited);
     if (drain.child.exitCode !== 0) await failed(drain.stderr);
-    await cluster.kubectl([
-      "drain",
-      target,
-      "--ignore-daemonsets",
-      "--delete-emptydir-data",
-      "--timeout=300s",
-    ]);
     await stage.theOnlyPod(nodeOf(pod));
     await nobodyIsLost();
     await cluster.kubectl(["uncordon", target]);

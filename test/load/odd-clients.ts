@@ -10,9 +10,10 @@ export interface OddCommand {
   id: string;
   /**
    * open: connect; send: so many bytes; pause, resume: stop reading, and start; end: FIN, still reading; reset: RST;
-   * settle: wait until everything sent was answered; look: only tell
+   * settle: wait until everything sent was answered; until-over: wait for the application's end, or the connection's;
+   * look: only tell
    */
-  do: "open" | "send" | "pause" | "resume" | "end" | "reset" | "settle" | "look";
+  do: "open" | "send" | "pause" | "resume" | "end" | "reset" | "settle" | "until-over" | "look";
   bytes?: number;
   timeoutMs?: number;
 }
@@ -42,9 +43,10 @@ async function obey(command: OddCommand): Promise<void> {
   else if (command.do === "resume") socket.resume();
   else if (command.do === "end") socket.end();
   else if (command.do === "reset") socket.resetAndDestroy();
-  else if (command.do === "settle") {
+  else if (command.do === "settle" || command.do === "until-over") {
     const late = setTimeout(() => socket.destroy(new Error("late")), command.timeoutMs ?? SETTLE_MS_MAX);
-    await client.settled().catch(() => {}); // the state tells
+    if (command.do === "until-over") await client.untilOver();
+    else await client.settled().catch(() => {}); // the state tells
     clearTimeout(late);
   }
   const { sentBytes, answeredBytes, over, corruptAt } = client;

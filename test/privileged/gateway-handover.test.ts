@@ -185,14 +185,18 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
   it("finds the owner by itself where it could not be told of the move", async () => {
     await serve();
     const [proxy] = gateway.proxies;
+    let broken = 0;
     await move((step) => {
       // as if each link to the target had broken; before ACTIVE is on its way, or as it is
       if (step === "settled")
         for (const session of proxy?.sessions.values() ?? []) {
-          session.nextLink?.close(RST_CODE.broken);
+          if (session.nextLink === null) continue;
+          session.nextLink.close(RST_CODE.broken);
           session.nextLink = null;
+          broken++;
         }
     });
+    assert.equal(broken, CLIENTS);
     await tell();
     await allSettled();
   });
@@ -203,10 +207,15 @@ describe("a handover behind a gateway", { timeout: 600_000 }, () => {
     assert.ok(proxy !== undefined);
     const { anchorLinks } = proxy;
     const { dial } = anchorLinks;
-    anchorLinks.dial = async () => false;
+    let dials = 0;
+    anchorLinks.dial = async () => {
+      dials++;
+      return false;
+    };
     await move((step) => {
       if (step === "released") anchorLinks.dial = dial;
     });
+    assert.ok(dials > 0, "it has tried to reach the next node");
     await tell();
     await allSettled();
   });

@@ -82,6 +82,9 @@ describe("proxies without capabilities", { skip: lacking(), timeout: 300_000 }, 
     await lab.proxy(owner).call("rollback", { epoch: lab.epoch });
   }
 
+  /** Each of them was cut short: no command was seen to its end. */
+  const moreCalls = (): never => assert.fail(`more than ${CALLS_MAX} calls`);
+
   it("have none", () => {
     for (const { process } of lab.proxies.values()) {
       const status = readFileSync(`/proc/${process.pid}/status`, "utf8");
@@ -96,22 +99,24 @@ describe("proxies without capabilities", { skip: lacking(), timeout: 300_000 }, 
       for (let call = 1; call <= CALLS_MAX; call++) {
         if (!(await cutShort(owner, "held", (now) => (now === call ? fate : null)))) {
           assert.ok(call > 2, `${call - 1} calls`);
-          break;
+          return;
         }
         await rollBack();
         await goOn();
       }
+      moreCalls();
     });
 
     it(`go on where the agent ${fate} a step of the adoption, and the next discards it`, async () => {
       for (let call = 1; call <= CALLS_MAX; call++) {
         if (!(await cutShort(other(), "capturedUpstream", (now) => (now === call ? fate : null)))) {
           assert.ok(call > 1, `${call - 1} calls`);
-          break;
+          return;
         }
         await rollBack();
         await goOn();
       }
+      moreCalls();
     });
 
     it(`are released all the same where the agent ${fate} a step of the release`, async () => {
@@ -119,7 +124,7 @@ describe("proxies without capabilities", { skip: lacking(), timeout: 300_000 }, 
         const to = other();
         if (!(await cutShort(to, "adoptedUpstream", (now) => (now === call ? fate : null)))) {
           assert.ok(call > 1, `${call - 1} calls`);
-          break;
+          return;
         }
         // one command at a time: asked again, it is over
         await assert.rejects(lab.proxy(to).call("release", { epoch: lab.epoch }), { code: "PROXY_STATE" });
@@ -129,6 +134,7 @@ describe("proxies without capabilities", { skip: lacking(), timeout: 300_000 }, 
         owner = to;
         await goOn();
       }
+      moreCalls();
     });
 
     it(`go on where the agent ${fate} a step of the rollback`, async () => {
@@ -155,6 +161,7 @@ describe("proxies without capabilities", { skip: lacking(), timeout: 300_000 }, 
           await goOn();
         }
       }
+      moreCalls();
     });
   }
 

@@ -1,6 +1,6 @@
 /** What happens to sessions while a surgeon that takes its time has their legs. */
 import assert from "node:assert/strict";
-import { closeSync, openSync } from "node:fs";
+import { closeSync, openSync, readdirSync } from "node:fs";
 import { after, before, describe, it } from "node:test";
 import { setTimeout as delay } from "node:timers/promises";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
@@ -23,6 +23,11 @@ async function until(what: string, done: () => boolean): Promise<void> {
     if (performance.now() > deadlineMs) throw new Error(`not within ${WAIT_MS_MAX} ms: ${what}`);
     await delay(5);
   }
+}
+
+/** of this process, which has both ends of each connection */
+function descriptors(): number {
+  return readdirSync("/proc/self/fd").length;
 }
 
 type Meanwhile = Partial<Record<keyof LegSurgeon, () => unknown>>;
@@ -138,10 +143,13 @@ describe("while a surgeon has the legs", { skip: lacking(), timeout: 60_000 }, (
       const [odd, plain] = clients as [number, number];
       try {
         await captureUpstream(stage.proxy);
+        const open = descriptors();
         meanwhile[when] = () => sockets.reset(odd);
         await captureDownstream(stage.proxy);
         await rollback(stage.proxy);
         await until("one session", () => stage.proxy.sessions.size === 1);
+        // the client's own, the session's two, and the application's
+        await until("its descriptors are closed", () => descriptors() === open - 4);
         await goesOn(plain, 5);
       } finally {
         sockets.close(plain);

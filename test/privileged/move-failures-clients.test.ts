@@ -21,6 +21,8 @@ const PHASES = [
   "target:released",
   "source:retire",
 ];
+/** clients that neither end nor reset: no session of another stays */
+const LEFT = ["opens", "stays"];
 const SMALL = 3_000;
 /** more than both ends' buffers and the proxy's bound together take from a client that does not read */
 const LARGE = 24 * 1024 * 1024;
@@ -72,11 +74,15 @@ for (const downstream of ["takeover", "forward"] as const) {
           assert.equal(end, "moved", reason);
           assert.equal((await clients.exact("opens")).over, null);
           assert.equal((await clients.exact("stays")).over, null);
-          await clients.exact("ends");
-          await clients.exact("opens-and-ends");
+          for (const id of ["ends", "opens-and-ends"]) {
+            await clients.exact(id);
+            assert.equal((await clients.tell(id, "until-over")).over, "end", id);
+          }
           await clients.tell("opens", "send", SMALL);
           await clients.exact("opens");
           await stage.assertStays(other);
+          await stage.until(async () => (await stage.shown(other)).sessions === stage.sessions + LEFT.length);
+          for (const id of LEFT) assert.equal((await clients.tell(id, "look")).over, null, id);
         }),
       );
     }

@@ -58,6 +58,7 @@ describe("no space for the memory images", { timeout: 600_000 }, () => {
 
 /** Of the agent that runs this: nothing can be opened, for two seconds. prlimit(1) */
 const FEW_DESCRIPTORS = `
+  set -e
   before=$(prlimit --pid $PPID --nofile --output SOFT --noheadings)
   prlimit --pid $PPID --nofile=8:
   (sleep 2 && prlimit --pid $PPID --nofile=$before:) < /dev/null > /dev/null 2>&1 &`;
@@ -85,8 +86,10 @@ describe("a target that is short of descriptors", { timeout: 600_000 }, () => {
       `at ${step}: every session and the application go on, here or there`,
       on(async (stage) => {
         const { owner, other } = stage;
+        const said = stage.agent(other).stderr.length;
         stage.fault(`exec@target:${step}=${FEW_DESCRIPTORS}`);
-        const { end } = await stage.migrate();
+        const { end, reason } = await stage.migrate();
+        assert.match(`${reason}\n${stage.agent(other).stderr.slice(said)}`, /EMFILE/);
         await stage.assertWell(end === "moved" ? other : owner);
       }),
     );

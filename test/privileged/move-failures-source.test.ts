@@ -58,12 +58,13 @@ for (const downstream of ["takeover", "forward"] as const) {
       "after the commit, together with the target's before its release",
       on(async (stage) => {
         const { owner, other } = stage;
-        stage.fault("crash@source:retire", "crash@target:release");
-        const move = stage.migrate();
+        stage.fault("crash@source:committed", "crash@target:release");
+        assert.equal((await stage.migrate()).end, "cut");
+        await stage.died(owner);
         await stage.died(other);
-        await move;
+        await stage.startAgent(owner);
         await stage.startAgent(other);
-        await stage.assertWell(owner);
+        await stage.assertWell();
       }),
     );
   });

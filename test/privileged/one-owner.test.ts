@@ -228,6 +228,15 @@ test("two agents of a new cluster that may both start it, at the same time: one 
       return answers.map(({ json }) => (json as Shown).workloads[0]?.state ?? "").sort();
     };
     await until("one runs", async () => (await states()).join() === "elsewhere,running");
+    const logs = [...lab.agents.values()].map(({ stderr }) => stderr).join("");
+    assert.equal(logs.match(/"msg":"started"/g)?.length, 1, logs);
+    assert.doesNotMatch(logs, /another node owns the workload at a higher epoch/);
+    for (const [node, { socketPath }] of lab.agents) {
+      const ask = ["curl", "-s", "--unix-socket", socketPath, "http://agent/metrics"];
+      const { stdout } = await lab.run(node, ask);
+      assert.match(stdout, /^# HELP holdfast_agent_stepped_down_total /m);
+      assert.doesNotMatch(stdout, /^holdfast_agent_stepped_down_total\{.*\} [1-9]/m);
+    }
   } finally {
     await lab.close();
   }

@@ -112,7 +112,11 @@ export class ReplayStage {
   }
 
   /** All ports lead to the one application; they are of the replay tier unless the shape says otherwise. */
-  static async start(shapes: PortShape[], limits: Partial<ProxyLimits> = {}): Promise<ReplayStage> {
+  static async start(
+    shapes: PortShape[],
+    limits: Partial<ProxyLimits> = {},
+    { spillDir }: { spillDir?: string } = {},
+  ): Promise<ReplayStage> {
     const directory = mkdtempSync(join(tmpdir(), "holdfast-replay-"));
     const application = new MortalApplication();
     await application.begin();
@@ -127,7 +131,7 @@ export class ReplayStage {
         listenAddress: "127.0.0.1",
         ports: shapes.map((shape) => ({ listen: 0, upstream, continuity: "replay", ...shape })),
         linkAddress: "127.0.0.1:0",
-        spillDir: directory,
+        spillDir: spillDir ?? directory,
         limits: { ...LIMITS, ...limits },
       },
       WORKLOAD_KEY,

@@ -56,6 +56,8 @@ interface WorkloadShown {
   role: "none" | "owner" | "anchor";
   state: string;
   epoch: number;
+  /** what the node's proxy has, of clients and of other nodes' */
+  sessions?: number | null;
   moving: unknown;
 }
 

@@ -206,6 +206,17 @@ describe("a pod", () => {
       "AnotherMigration",
     ],
     [
+      "until the Migration is over that has brought its application, of a pod of another name",
+      {
+        source: pod(
+          {},
+          { labels: { [MIGRATION_LABEL]: "other" }, annotations: { "holdfast.dev/injected": "1" } },
+        ),
+        others: [migration({ pod: "before" }, { phase: "Adopting" }, { name: "other", uid: "other" })],
+      },
+      "AnotherMigration",
+    ],
+    [
       "while as many go from its node as may",
       {
         others: ["x", "y"].map((name) =>

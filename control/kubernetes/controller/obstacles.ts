@@ -190,14 +190,17 @@ export function waitOf(observed: Observed, nowMs: number): Reason | null {
   );
 }
 
-/** The label on the pod decides; and of those that have not begun, the older one goes first. */
+/**
+ * The label on the pod decides, also of the one that has just brought its application, and finds the pod by it until it is over; and of those
+ * that have not begun, the older one goes first.
+ */
 function anotherMigration({ migration, others }: Observed, source: Pod): Reason | null {
   const claimed = source.metadata.labels?.[MIGRATION_LABEL];
   const first = others.find(
     (other) =>
       !isFinal(other.status.phase) &&
-      other.spec.pod === migration.spec.pod &&
-      (other.metadata.uid === claimed || (claimed === undefined && isBefore(other, migration))),
+      (other.metadata.uid === claimed ||
+        (claimed === undefined && other.spec.pod === migration.spec.pod && isBefore(other, migration))),
   );
   if (first === undefined) return null;
   return { reason: "AnotherMigration", message: `Migration ${first.metadata.name} is about the same pod` };
