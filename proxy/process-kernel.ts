@@ -61,6 +61,7 @@ export function legKernelOf(upstream: UpstreamNetwork): LegKernel {
     listenerOf: (endpoint) => listenerOf(endpoint, upstream),
     isListening: (endpoint) => listenBacklog(endpoint, upstream) !== null,
     listenBacklog: (endpoint, side) => listenBacklog(endpoint, networks[side]) ?? 0,
+    punchHole: descriptor.punchHole,
     countSynRecv,
   };
 }

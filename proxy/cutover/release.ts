@@ -320,7 +320,9 @@ function takeBack(
     prependIn: Buffer.concat([upstream.rest, adopted.pendingIn]),
     onComplete: () => {
       if (adopted.pendingOut.length > 0) outbound.receive(adopted.pendingOut);
-      if (adopted.finOut !== "none") outbound.receiveFin();
+      if (adopted.finOut === "none") return;
+      outbound.receiveFin();
+      upstream.leg.endedBefore();
     },
   });
   if (unobserved.length > 0) session.fromClient(unobserved);

@@ -124,6 +124,9 @@ export const TIOCGEXCL = 0x80045440;
 const SEEK_SET = 0;
 const SEEK_CUR = 1;
 const SEEK_DATA = 3;
+/** include/uapi/linux/falloc.h */
+const FALLOC_FL_KEEP_SIZE = 0x01;
+const FALLOC_FL_PUNCH_HOLE = 0x02;
 
 /** Of an open file or folder, which all its descriptors share. @throws HoldfastError */
 export function positionOf(fd: number): number {
@@ -230,4 +233,12 @@ export const EFD_NONBLOCK = 0o4000;
 
 export function eventfd(count: number, flags: number): number {
   return check(libc().eventfd(count, flags), "eventfd");
+}
+
+/** Gives [from, to) of a file, in whole blocks, back to its disk, and reads zeros there from now on (fallocate(2)). False: the file system cannot. */
+export function punchHole(fd: number, from: number, to: number): boolean {
+  const result = libc().fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, from, to - from);
+  if (result < 0 && errnoName(errno()) === "EOPNOTSUPP") return false;
+  check(result, "fallocate(FALLOC_FL_PUNCH_HOLE)");
+  return true;
 }

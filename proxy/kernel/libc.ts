@@ -33,6 +33,7 @@ interface Libc {
   getsockopt: Call;
   ioctl: Call;
   lseek: Call;
+  fallocate: Call;
   recv: Call;
   recvfrom: Call;
   send: Call;
@@ -120,6 +121,7 @@ export function libc(): Libc {
     syscall5: call("long syscall(long, long, long, long, long, long)"),
     inet_pton: call("int inet_pton(int, const char *, void *)"),
     lseek: call("long lseek(int, long, int)"),
+    fallocate: call("int fallocate(int, int, long, long)"),
     getxattr: call("long getxattr(const char *, const char *, void *, size_t)"),
     mount: call("int mount(const char *, const char *, const char *, ulong, const void *)"),
     umount2: call("int umount2(const char *, int)"),

@@ -35,6 +35,9 @@ export class Outgoing {
   get hasUnsent(): boolean {
     return this.#unsent.length > 0;
   }
+  get unsentBytes(): number {
+    return this.#unsent.length;
+  }
   get isHeld(): boolean {
     return this.#isHeld;
   }

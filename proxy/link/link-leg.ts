@@ -145,6 +145,9 @@ export class LinkLeg implements Leg, ConnectionSink, WatchedLink, ContinuedLink 
   get isOpen(): boolean {
     return this.#state !== "over" && this.#lastWord === null;
   }
+  get outstandingBytes(): number {
+    return this.#out.unsentBytes;
+  }
   get isReady(): boolean {
     return this.#state === "ready";
   }

@@ -3,6 +3,10 @@
  *
  * One budget a workload, shared by all its sessions. The file has no name (unlinked as soon as it is open, so nothing
  * is left of it whoever dies) and its records are sealed (AES-256-GCM, a key of this process that is never written).
+ *
+ *   0 ─── given back to the disk ─── freedTo ─── read ─── oldest record ─── waits ─── fileEnd
+ *
+ * What the budget is charged is what is on disk, so it bounds a file that is read at one end and written at the other for ever.
  */
 import { createCipheriv, createDecipheriv, randomBytes } from "node:crypto";
 import { closeSync, openSync, readSync, unlinkSync, writeSync } from "node:fs";
@@ -18,6 +22,8 @@ const TAG_BYTES = 16;
 const JOINED_BYTES_MAX = 4096;
 /** what a record costs beside its bytes: in memory, charged to the disk, where such records are the exception */
 const RECORD_BYTES = 256;
+/** of what was read, given back to the disk together: whole blocks of any file system */
+const FREED_BYTES = 64 * 1024;
 
 export interface HeldLimits {
   sessionBytesMax: number;
@@ -26,16 +32,25 @@ export interface HeldLimits {
   spillDir: string;
 }
 
+/**
+ * Gives [from, to) of a file, in whole blocks, back to its disk; its other bytes stay where they are.
+ * False: the file system cannot, and nothing was changed. @throws HoldfastError with the errno name as code
+ */
+export type FreeDisk = (fd: number, from: number, to: number) => boolean;
+
 /** What all sessions of a workload may hold together. */
 export class HeldBudget {
   readonly limits: HeldLimits;
+  readonly freeDisk: FreeDisk;
   memoryBytes = 0;
+  /** on disk, whether it was read or not, and what records cost beside it */
   spilledBytes = 0;
   readonly #key = randomBytes(KEY_BYTES);
   #records = 0n;
 
-  constructor(limits: HeldLimits) {
+  constructor(limits: HeldLimits, freeDisk: FreeDisk) {
     this.limits = limits;
+    this.freeDisk = freeDisk;
   }
 
   seal(bytes: Buffer): { nonce: Buffer; sealed: Buffer } {
@@ -67,6 +82,7 @@ export class HeldBytes {
   #spilled: Spilled[] = [];
   #fd = -1;
   #fileEnd = 0;
+  #freedTo = 0;
 
   constructor(budget: HeldBudget) {
     this.#budget = budget;
@@ -110,23 +126,42 @@ export class HeldBytes {
     const record = this.#spilled.shift();
     if (record === undefined) return null;
     try {
-      const sealed = Buffer.allocUnsafe(record.sealedBytes);
-      const read = readSync(this.#fd, sealed, 0, sealed.length, record.at);
-      if (read !== sealed.length) throw new Error(`${read} bytes instead of ${sealed.length}`);
-      const bytes = this.#budget.unseal(record.nonce, sealed);
-      this.#budget.spilledBytes -= record.sealedBytes + RECORD_BYTES;
-      if (this.#spilled.length === 0) this.#closeFile();
-      return bytes;
+      return this.#take(record);
     } catch (cause) {
       throw spillFailed(this.#budget.limits.spillDir, cause);
     }
+  }
+
+  #take(record: Spilled): Buffer {
+    try {
+      const sealed = Buffer.allocUnsafe(record.sealedBytes);
+      const read = readSync(this.#fd, sealed, 0, sealed.length, record.at);
+      if (read !== sealed.length) throw new Error(`${read} bytes instead of ${sealed.length}`);
+      return this.#budget.unseal(record.nonce, sealed);
+    } finally {
+      this.#forget(record);
+    }
+  }
+
+  /** Read, or not to be read: it is needed no more, and neither is what precedes it. */
+  #forget({ at, sealedBytes }: Spilled): void {
+    this.#budget.spilledBytes -= RECORD_BYTES;
+    if (this.#spilled.length === 0) {
+      this.#closeFile();
+      return;
+    }
+    const readTo = at + sealedBytes;
+    const end = readTo - (readTo % FREED_BYTES);
+    if (end === this.#freedTo || !this.#budget.freeDisk(this.#fd, this.#freedTo, end)) return;
+    this.#budget.spilledBytes -= end - this.#freedTo;
+    this.#freedTo = end;
   }
 
   clear(): void {
     this.#budget.memoryBytes -= this.#memoryBytes;
     this.#memory = [];
     this.#memoryBytes = 0;
-    for (const record of this.#spilled) this.#budget.spilledBytes -= record.sealedBytes + RECORD_BYTES;
+    this.#budget.spilledBytes -= this.#spilled.length * RECORD_BYTES;
     this.#spilled = [];
     this.#closeFile();
   }
@@ -157,7 +192,9 @@ export class HeldBytes {
   #closeFile(): void {
     if (this.#fd >= 0) closeSync(this.#fd);
     this.#fd = -1;
+    this.#budget.spilledBytes -= this.#fileEnd - this.#freedTo;
     this.#fileEnd = 0;
+    this.#freedTo = 0;
   }
 }
 

@@ -21,6 +21,8 @@ export interface Leg {
   readonly reusesBuffer: boolean;
   /** The memory of a chunk given to `write` is used after that call. */
   readonly keepsChunk: boolean;
+  /** Of a chunk that `write` gave false for, what is still in our hands: less with each part passed on, and as it was once the leg has gone. */
+  readonly outstandingBytes: number;
   write(chunk: Buffer): boolean;
   finish(): void;
   reset(): void;

@@ -5,6 +5,7 @@ export const nullLeg: Leg = {
   listener: null,
   reusesBuffer: false,
   keepsChunk: false,
+  outstandingBytes: 0,
   write: () => true,
   finish: () => {},
   reset: () => {},

@@ -34,6 +34,7 @@ export class Pump {
   #queue: Buffer[] = NOTHING;
   #head = 0;
   #queuedBytes = 0;
+  /** the chunk that the sink has not taken whole: it gets credit when all of it has gone */
   #inFlightBytes = 0;
   /** of the queued and in-flight bytes, those that came from an earlier source: no credit for them */
   #foreignBytes = 0;
@@ -44,9 +45,10 @@ export class Pump {
   get held(): boolean {
     return this.#held;
   }
-  /** in user space: queued here or outstanding at the sink */
+  /** In user space: queued here or still with the sink. Whatever else the sink was given, the other side may have, also when it has gone. */
   get pendingBytes(): number {
-    return this.#queuedBytes + this.#inFlightBytes;
+    const isOutstanding = this.#inFlightBytes > 0 && this.#sink !== null;
+    return this.#queuedBytes + (isOutstanding ? (this.#sink as Leg).outstandingBytes : 0);
   }
   get isBlocked(): boolean {
     return this.#inFlightBytes > 0 || this.#queuedBytes > 0;
@@ -81,7 +83,7 @@ export class Pump {
   }
 
   setSource(source: Leg | null): void {
-    if (source !== this.#source) this.#foreignBytes = this.pendingBytes;
+    if (source !== this.#source) this.#foreignBytes = this.#queuedBytes + this.#inFlightBytes;
     this.#source = source;
     this.#updateReading();
   }

@@ -55,7 +55,7 @@ export class TcpLeg implements Leg, Watcher {
   #fd: number;
   /** until it is connected */
   #dialling: DialCallbacks | null = null;
-  /** what a chunk still had when the kernel took no more */
+  /** what a chunk still had when the kernel took no more; kept when the leg has gone: the peer may have read the rest of the chunk */
   #outstanding: Buffer | null = null;
   /** name of the errno that ends this leg, when what the peer had said before is read; "": none */
   #failure = "";
@@ -112,6 +112,10 @@ export class TcpLeg implements Leg, Watcher {
     return this.#fd >= 0 && this.#failure === "";
   }
 
+  get outstandingBytes(): number {
+    return this.#outstanding?.length ?? 0;
+  }
+
   /** -1 once it is closed, reset or detached. Not to be kept. */
   get fd(): number {
     return this.#fd;
@@ -152,13 +156,21 @@ export class TcpLeg implements Leg, Watcher {
       if ((events & MORE_FOLLOWS) !== 0) this.#moreFollows = true;
     }
     if (this.#mayRead) this.#read();
+    if (this.#fd < 0) return;
     const readsOn = this.#mayRead && this.#reading;
     if (this.#failure !== "") {
       if (!readsOn) this.#fail();
     } else if (this.#outstanding !== null) {
       // Of a peer that has gone, what it had said before comes first: a refusal, with the request still being sent.
       if (this.#isPeerGone ? !readsOn : (events & READY.out) !== 0) this.#sendRest();
-    }
+    } else if (this.#isPeerGone && this.#ended) this.#failIfReset();
+  }
+
+  /** Behind the peer's FIN no read tells of a reset, or of a peer that is silent for too long; an orderly end leaves no SO_ERROR. */
+  #failIfReset(): void {
+    if (!this.#kernel.isClosed(this.#fd)) return;
+    const errno = this.#kernel.socketError(this.#fd);
+    if (errno !== 0) this.#fail(errno);
   }
 
   #dialled(): void {
@@ -292,6 +304,13 @@ export class TcpLeg implements Leg, Watcher {
     if (this.#mayRead) this.#queue();
   }
 
+  /** Of one just attached: its FIN was read before, and is not told again. */
+  endedBefore(): void {
+    this.#ended = true;
+    this.#reading = false;
+    if (this.#isPeerGone) this.#queue();
+  }
+
   consumed(_bytes: number): void {}
 
   /** Ends our use of the connection: nothing is sent, read or closed, and the caller owns the descriptor. */
@@ -331,7 +350,6 @@ export class TcpLeg implements Leg, Watcher {
     this.#failure = "";
     this.#reading = false;
     this.#dialling = null;
-    this.#outstanding = null;
     return fd;
   }
 }

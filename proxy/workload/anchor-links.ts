@@ -309,7 +309,7 @@ export class AnchorLinks {
       return;
     }
     this.#againMs.set(session, Math.min(againMs * 2, AGAIN_MS_MAX));
-    const isWaiting = (): boolean => session.timer !== null && session.nextLink === null;
+    const isWaiting = (): boolean => session.linkTimer !== null && session.nextLink === null;
     setTimeout(() => {
       if (isWaiting() && this.#againMs.has(session)) session.guard(() => this.relink(session, false));
     }, againMs).unref();

@@ -80,7 +80,11 @@ export class ApplicationDialler {
     this.#host.filters.attach(session, null);
     const replay = session.filter?.replay ?? null;
     if (replay === null) session.reset("the application is unavailable");
-    else replay.giveUp();
+    else {
+      // A SYN that a full accept queue has dropped is sent again for minutes: whoever takes it must not get what is refused here.
+      if (session.state === "dialling") abort(session);
+      replay.giveUp();
+    }
   }
 
   #dial(session: LiveSession): void {
@@ -97,10 +101,8 @@ export class ApplicationDialler {
             if (why === null) this.#attach(session, leg);
             else {
               log.info({ session: session.id, reason: why }, "a WebSocket could not be dialled again");
-              leg.reset();
-              if (session.dialling !== leg) return;
-              session.dialling = null;
-              session.step("abort");
+              if (session.dialling === leg) abort(session);
+              else leg.reset();
             }
           });
         }
@@ -173,4 +175,11 @@ export class ApplicationDialler {
     session.setUpstream(leg);
     if (session.upstream === leg) session.filter?.replay?.attached();
   }
+}
+
+/** It waits again, as if it had not been dialled. */
+function abort(session: LiveSession): void {
+  session.dialling?.reset();
+  session.dialling = null;
+  session.step("abort");
 }

@@ -40,6 +40,8 @@ export interface LegKernel extends SocketKernel {
   isListening(endpoint: Endpoint): boolean;
   /** Connections that wait to be accepted: by the application, or (downstream) by ourselves. */
   listenBacklog(endpoint: Endpoint, side: Side): number | Promise<number>;
+  /** Gives [from, to) of a file, in whole blocks, back to its disk; false: the file system cannot. @throws HoldfastError with the errno name as code */
+  punchHole(fd: number, from: number, to: number): boolean;
   /** Handshakes under way on a local port. */
   countSynRecv(port: number): number | Promise<number>;
 }

@@ -9,14 +9,14 @@ export interface LinkWaitHost {
 
 /** Does nothing where it waits already. {@link endLinkWait} ends it. */
 export function beginLinkWait({ config, counters }: LinkWaitHost, session: LiveSession): void {
-  session.timer ??= setTimeout(() => {
-    session.timer = null;
+  session.linkTimer ??= setTimeout(() => {
+    session.linkTimer = null;
     counters.linkFailures++;
     session.guard(() => session.reset("no owner in time"));
   }, config.limits.lingerMsMax);
 }
 
 export function endLinkWait(session: LiveSession): void {
-  if (session.timer !== null) clearTimeout(session.timer);
-  session.timer = null;
+  if (session.linkTimer !== null) clearTimeout(session.linkTimer);
+  session.linkTimer = null;
 }

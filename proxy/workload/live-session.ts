@@ -121,12 +121,17 @@ export class LiveSession implements Carrier, PumpOwner {
   idleSinceMs = 0;
   /** the node lacks what dialling takes */
   dialShortage: DialShortage | null = null;
-  timer: NodeJS.Timeout | null = null;
+  /** of the wait for a link: `link-wait.ts` */
+  linkTimer: NodeJS.Timeout | null = null;
 
   readonly #events: SessionEvents;
   readonly #clientSide = new ClientSide(this);
   readonly #applicationSide = new ApplicationSide(this);
   #state: SessionState;
+  /** The application has reset its connection behind its FIN. */
+  #takesNothing = false;
+  /** it was told to go: when it is reset */
+  #goTimer: NodeJS.Timeout | null = null;
   #header: HeaderReader | null = null;
   #peek: Peek | null = null;
   #filter: ProtocolFilter | null = null;
@@ -240,6 +245,7 @@ export class LiveSession implements Carrier, PumpOwner {
   setDownstream(leg: TcpLeg | LinkLeg): void {
     this.downstream = leg;
     leg.listener = this.#clientSide;
+    if (leg instanceof TcpLeg && this.inbound.finRead) leg.endedBefore();
     this.inbound.setSource(leg);
     if (leg instanceof LinkLeg) leg.startDelivering();
     if (this.downstream === leg) this.outbound.setSink(leg);
@@ -258,6 +264,7 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   setUpstreamSource(leg: TcpLeg | LinkLeg): void {
+    if (leg instanceof TcpLeg && this.outbound.finRead) leg.endedBefore();
     this.outbound.setSource(leg);
     if (leg instanceof LinkLeg) leg.startDelivering();
   }
@@ -306,7 +313,8 @@ export class LiveSession implements Carrier, PumpOwner {
     // An application that is being sent something again may not have read it, and would answer it behind our last bytes.
     this.#dropUpstream()?.reset();
     this.inbound.spooling = false;
-    this.timer ??= setTimeout(() => this.guard(() => this.reset("told to go")), this.#events.lingerMsMax);
+    const { lingerMsMax } = this.#events;
+    this.#goTimer ??= setTimeout(() => this.guard(() => this.reset("told to go")), lingerMsMax);
     if (bytes.length > 0) this.outbound.receive(bytes);
     this.outbound.receiveFin();
     this.inbound.setSink(nullLeg);
@@ -411,8 +419,10 @@ export class LiveSession implements Carrier, PumpOwner {
   #over(reason: string | null): void {
     this.filter?.stop();
     this.header?.stop();
-    if (this.timer !== null) clearTimeout(this.timer);
-    this.timer = null;
+    if (this.linkTimer !== null) clearTimeout(this.linkTimer);
+    this.linkTimer = null;
+    if (this.#goTimer !== null) clearTimeout(this.#goTimer);
+    this.#goTimer = null;
     if (canStep(this.#state, "close")) this.step("close");
     this.#detachPumps();
     this.#events.onOver(this, reason);
@@ -471,6 +481,14 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   endReset(side: "downstream" | "upstream", reason: string): void {
+    // Both have said everything, and the other one may not have had it yet: `Linger` sees to that.
+    if (this.#state === "lingering") return;
+    if (side === "upstream" && this.#state === "open" && this.outbound.finRead) {
+      // It had said everything, as one that refuses a body does that is still being sent: the client is to have that first.
+      this.#takesNothing = true;
+      this.onFinSent();
+      return;
+    }
     if (side === "upstream" && this.#isHidden("reset")) return;
     if ((side === "downstream" && this.#isHeld) || this.#state === "captured" || this.#state === "adopted") {
       this.lose(side, reason);
@@ -494,8 +512,12 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   onFinSent(): void {
-    if (!this.inbound.finSent || !this.outbound.finSent || this.#state !== "open") return;
-    this.startLingering();
+    if (!this.outbound.finSent || this.#state !== "open") return;
+    if (this.inbound.finSent) this.startLingering();
+    else if (this.#takesNothing) {
+      this.#takesNothing = false;
+      this.endAfter(NO_BYTES);
+    }
   }
 
   /** Silent no more: captured → rolled back, or adopted → released. */

@@ -10,11 +10,13 @@ import { ProtocolFilter, type ProtocolFilterHost } from "#proxy/replay/protocol-
 import type { Carrier } from "#proxy/replay/replay-host.ts";
 import type { Role } from "#proxy/session/role.ts";
 import type { Counters } from "./counters.ts";
+import type { LegKernel } from "./leg-kernel.ts";
 import { LiveSession } from "./live-session.ts";
 
 /** Whose sessions they are. */
 export interface FiltersHost {
   readonly config: Pick<Configure, "workload" | "ports" | "limits" | "spillDir">;
+  readonly kernel: Pick<LegKernel, "punchHole">;
   readonly log: Logger;
   readonly counters: Counters;
   readonly role: Role;
@@ -37,12 +39,13 @@ export class SessionFilters implements ProtocolFilterHost {
     this.#host = host;
     this.#cookieKeys = cookieKeysOf(keys, host.config.workload);
     const { limits, spillDir } = host.config;
-    this.budget = new HeldBudget({
+    const held = {
       sessionBytesMax: limits.heldSessionBytesMax,
       workloadBytesMax: limits.heldWorkloadBytesMax,
       spillBytesMax: limits.spillBytesMax,
       spillDir,
-    });
+    };
+    this.budget = new HeldBudget(held, host.kernel.punchHole);
   }
 
   set keys(keys: SharedKeys) {

@@ -69,6 +69,13 @@ describe("a proxy between a client and an application", { timeout: 300_000 }, ()
     return { client, server: await arrived.promise };
   }
 
+  /** Of a socket that has ended, which Node does not look at any more, a write tells. */
+  async function isReset(socket: Socket): Promise<void> {
+    const failed = once(socket, "error") as Promise<[NodeJS.ErrnoException]>;
+    socket.write("x");
+    assert.equal((await failed)[0].code, "EPIPE");
+  }
+
   async function digest(socket: Socket): Promise<string> {
     const hash = createHash("sha256");
     socket.on("data", (chunk) => hash.update(chunk)).resume();
@@ -155,6 +162,38 @@ describe("a proxy between a client and an application", { timeout: 300_000 }, ()
       first.resetAndDestroy();
       assert.equal((await failed)[0].code, "ECONNRESET");
     }
+  });
+
+  it("passes the reset of a client on that had ended its side before", async () => {
+    const { client, server } = await session();
+    client.end("a question");
+    server.resume();
+    await once(server, "end");
+    client.resetAndDestroy();
+    await proxy.untilSessions(0);
+    await isReset(server);
+  });
+
+  it("gives a client all of an answer whose application resets its connection behind it, and ends it then", async () => {
+    const { client, server } = await session();
+    client.pause();
+    const answer = Buffer.alloc(50_000, 7);
+    server.end(answer);
+    const isRead = async (): Promise<boolean> => {
+      const [info] = await proxy.sessions();
+      return info?.state === "half-closed" && info.bytesOut === answer.length;
+    };
+    while (!(await isRead()));
+    server.resetAndDestroy();
+    const chunks: Buffer[] = [];
+    const ended = once(client, "end");
+    client.on("data", (chunk: Buffer) => chunks.push(chunk));
+    client.resume();
+    await ended;
+    assert.equal(Buffer.concat(chunks).length, answer.length);
+    // It says nothing, and does not go.
+    await proxy.untilSessions(0);
+    await isReset(client);
   });
 
   it("resets the client when the application does not answer the dial", async () => {

@@ -246,24 +246,23 @@ describe("a leg that reads", () => {
     close(peer);
   });
 
-  it("tells the FIN once, though it is asked to go on and the peer resets after it", async () => {
+  it("tells the FIN once, though it is asked to go on, and a reset after it at once", async () => {
     const { leg, witness, peer } = await connected();
     leg.resumeReading();
     sock.shutdown(peer, sock.SHUT_WR);
     await until(() => witness.told.length > 0, "the FIN");
     leg.pauseReading();
     leg.resumeReading();
-    resetPeer(peer);
     await everythingIsTold();
     assert.deepEqual(witness.told, ["fin"]);
-    assert.equal(leg.write(Buffer.of(1)), false);
-    await until(() => witness.told.length > 1, "the reset that a write finds");
+    resetPeer(peer);
+    await until(() => witness.told.length > 1, "the reset");
     await everythingIsTold();
     assert.deepEqual(witness.told, ["fin", "reset EPIPE"]);
     assert.equal(leg.isOpen, false);
   });
 
-  it("tells a FIN and a reset behind it as the FIN when both came before its turn", async () => {
+  it("tells a FIN, and a reset behind it, when both came before its turn", async () => {
     const { leg, witness, peer } = await connected();
     sendAll(peer, pattern(0, 10));
     sock.shutdown(peer, sock.SHUT_WR);
@@ -271,7 +270,42 @@ describe("a leg that reads", () => {
     leg.resumeReading();
     await until(() => witness.told.includes("fin"), "the FIN");
     await everythingIsTold();
-    assert.deepEqual(witness.told, ["data", "fin"]);
+    assert.deepEqual(witness.told, ["data", "fin", "reset EPIPE"]);
+    assert.equal(leg.isOpen, false);
+  });
+
+  it("tells a reset behind a FIN that was read before it was attached, and that FIN no more", async () => {
+    for (const isEarly of [true, false]) {
+      const { leg, witness, peer } = await connected();
+      sock.shutdown(peer, sock.SHUT_WR);
+      if (isEarly) {
+        resetPeer(peer);
+        await everythingIsTold();
+      }
+      leg.endedBefore();
+      leg.resumeReading();
+      if (!isEarly) {
+        await everythingIsTold();
+        assert.deepEqual(witness.told, []);
+        resetPeer(peer);
+      }
+      await until(() => witness.told.length > 0, "the reset");
+      await everythingIsTold();
+      assert.deepEqual(witness.told, ["reset EPIPE"]);
+      assert.equal(leg.isOpen, false);
+    }
+  });
+
+  it("takes an orderly end of both sides for no reset", async () => {
+    const { leg, witness, peer } = await connected();
+    leg.resumeReading();
+    leg.finish();
+    sock.shutdown(peer, sock.SHUT_WR);
+    await until(() => witness.told.includes("fin"), "the FIN");
+    close(peer);
+    await everythingIsTold();
+    assert.deepEqual(witness.told, ["fin"]);
+    assert.equal(leg.isClosedInKernel(), true);
     leg.close();
   });
 
@@ -391,6 +425,30 @@ describe("a leg that writes", () => {
     assert.equal(check.bytes, written);
     leg.close();
     close(peer);
+  });
+
+  it("still says of a chunk, when the peer has reset, how much of it the peer cannot have read", async () => {
+    const { leg, witness, peer } = await connected();
+    const pump = new Pump();
+    pump.setSink(leg);
+    const total = 2 * LARGE_BYTES;
+    let notGiven = -1;
+    witness.onTold = (what) => {
+      if (what.startsWith("reset")) notGiven = pump.pendingBytes;
+    };
+    pump.resend(pattern(0, total));
+    const check = new Check();
+    await readAt(peer, check, 100_000);
+    await everythingIsTold();
+    const before = pump.pendingBytes;
+    assert.ok(
+      before > 0 && total - before >= check.bytes,
+      `${before} of ${total} bytes, ${check.bytes} read`,
+    );
+    resetPeer(peer);
+    await until(() => witness.told.length > 0, "the reset");
+    assert.ok(notGiven > 0 && notGiven <= before, `${notGiven} of ${total} bytes, ${before} before`);
+    assert.equal(leg.isOpen, false);
   });
 
   it("tells a reset though it is paused, while a chunk is outstanding", async () => {

@@ -5,6 +5,7 @@ import { type Logger, pino } from "pino";
 import type { Downstream, PortConfig } from "#proxy/contract/commands.ts";
 import type { LegSurgeon } from "#proxy/contract/leg-surgeon.ts";
 import type { ProxyLimits } from "#proxy/contract/limits.ts";
+import { punchHole } from "#proxy/kernel/descriptors.ts";
 import { countSynRecv, listenBacklog, listenerOf } from "#proxy/kernel/diag.ts";
 import { shieldListener, unshieldListener } from "#proxy/kernel/shield.ts";
 import { IPPROTO_TCP, setsockoptInt, TCP_QUICKACK } from "#proxy/kernel/socket.ts";
@@ -36,6 +37,7 @@ export const REAL_KERNEL: LegKernel = {
   listenerOf,
   isListening: (endpoint) => listenBacklog(endpoint) !== null,
   listenBacklog: (endpoint) => listenBacklog(endpoint) ?? 0,
+  punchHole,
   countSynRecv,
 };
 

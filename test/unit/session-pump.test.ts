@@ -12,6 +12,9 @@ class FakeEnd implements Leg {
   readonly keepsChunk = true;
   blocking = false;
   outstanding: Buffer | null = null;
+  get outstandingBytes(): number {
+    return this.outstanding?.length ?? 0;
+  }
   taken = "";
   finished = 0;
   reading = false;
