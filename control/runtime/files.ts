@@ -86,7 +86,7 @@ export async function scan(root: number): Promise<Scan> {
         await using(
           () => files.openInside(root, nameBytes(path), { flags: FOLDER, noSymlinks: true }),
           async (inner) => {
-            const opaque = isOpaque(inner) ? "opaque" : "";
+            const opaque = isOpaque(inner) ? OPAQUE : "";
             found.set(path, `directory ${stat.ino} ${stat.mode} ${stat.uid} ${stat.gid} ${opaque}`);
             await visit(path, inner);
           },
@@ -130,6 +130,9 @@ function ifThere<T>(look: () => T): T | null {
 const WHITEOUT = "whiteout";
 /** nobody knows what the copy has there, and no state is like it */
 const UNKNOWN = "unknown";
+/** marks of folders: of an overlay's layer; … or not, and it has mounts in it, so that is no matter */
+const OPAQUE = "opaque";
+const COVERED = "covered";
 /** … but that it is a folder, or nothing */
 const UNKNOWN_FOLDER = "directory unknown";
 
@@ -160,8 +163,8 @@ export function confirmed(before: Scan, sent: Iterable<string>, found: Map<strin
 }
 
 function isFolderAs(state: string, { owned, isOpaque }: TarMember): boolean {
-  const [, , mode, uid, gid, opaque] = state.split(" ");
-  return `${mode} ${uid} ${gid}` === owned && (opaque === "opaque") === isOpaque;
+  const [, , mode, uid, gid, mark] = state.split(" ");
+  return `${mode} ${uid} ${gid}` === owned && (mark === COVERED || (mark === OPAQUE) === isOpaque);
 }
 
 function isFileAs(state: string, { owned, content }: TarMember): boolean {
@@ -212,7 +215,7 @@ export function difference(before: Scan, after: Scan): Difference {
     const was = before.get(path);
     if (
       state === WHITEOUT ||
-      state.endsWith("opaque") ||
+      state.endsWith(OPAQUE) ||
       (was !== undefined && (kindOf(was) !== kindOf(state) || isAnother(was, state)))
     )
       gone.push(path);
@@ -248,7 +251,7 @@ export function besideMounts(found: Scan, mounted: readonly string[]): Scan {
   for (const [path, state] of found) {
     if (mounted.some((mount) => path === mount || path.startsWith(`${mount}/`))) continue;
     const hasMounts = mounted.some((mount) => mount.startsWith(`${path}/`));
-    own.set(path, hasMounts ? state.replace(/opaque$/, "") : state);
+    own.set(path, hasMounts ? state.replace(/opaque$/, COVERED) : state);
   }
   return own;
 }

@@ -3,6 +3,7 @@
  * reads from (fstat(2); `dump_file0` in create.c of GNU tar). Where it keeps attributes it writes pax headers (pax(1)), which have names
  * as they are, times to the nanosecond, and the time of the last change of the inode, which no application can set.
  */
+import { fail } from "#proxy/contract/error-codes.ts";
 import { nameText } from "./file-names.ts";
 
 export interface TarMember {
@@ -28,6 +29,8 @@ const HARD_LINK = "1";
 const PAX = "x";
 const OPAQUE = "SCHILY.xattr.trusted.overlay.opaque";
 const NANOSECONDS = 9;
+/** of one file: two paths, and attributes, of which whoever may write to a file sets as many as a filesystem takes */
+const RECORDS_BYTES_MAX = 1 << 20;
 /** in a stream the file is whole: it has zeros from there on (`dump_regular_file` in create.c) */
 const CUT_SHORT = /^[^:]*: (.*): (?:Warning: Read error at byte|File shrank by) [^:]*/;
 const ESCAPES: Record<string, string> = { a: "\x07", b: "\b", f: "\f", n: "\n", r: "\r", t: "\t", v: "\v" };
@@ -37,12 +40,14 @@ export class TarMembers {
   /** relative path ({@link nameText}; "." is the root) → the last that was read by that name */
   readonly found = new Map<string, TarMember>();
   /** of a header, or of a pax header's records, that is not here as a whole */
-  #rest: Buffer = Buffer.alloc(0);
+  #pieces: Buffer[] = [];
+  #wanted = BLOCK;
   #skip = 0;
   /** bytes of records to come */
   #recordBytes = 0;
   #records = new Map<string, Buffer>();
 
+  /** @throws HoldfastError `FILES_TAR` */
   take(piece: Buffer): void {
     let at = 0;
     while (at < piece.length) {
@@ -52,16 +57,18 @@ export class TarMembers {
         at += skipped;
         continue;
       }
-      const wanted = this.#recordBytes > 0 ? whole(this.#recordBytes) : BLOCK;
-      const taken = piece.subarray(at, at + wanted - this.#rest.length);
+      const taken = piece.subarray(at, at + this.#wanted);
       at += taken.length;
-      const block = this.#rest.length === 0 ? taken : Buffer.concat([this.#rest, taken]);
-      if (block.length < wanted) this.#rest = Buffer.from(block);
-      else {
-        this.#rest = Buffer.alloc(0);
-        if (this.#recordBytes > 0) this.#takeRecords(block);
-        else this.#takeHeader(block);
+      this.#wanted -= taken.length;
+      if (this.#wanted > 0) {
+        this.#pieces.push(Buffer.from(taken));
+        continue;
       }
+      const block = this.#pieces.length === 0 ? taken : Buffer.concat([...this.#pieces, taken]);
+      this.#pieces = [];
+      if (this.#recordBytes > 0) this.#takeRecords(block);
+      else this.#takeHeader(block);
+      this.#wanted = this.#recordBytes > 0 ? whole(this.#recordBytes) : BLOCK;
     }
   }
 
@@ -75,6 +82,12 @@ export class TarMembers {
     const type = block.toString("latin1", 156, 157);
     const stored = Number(this.#text("size") ?? number(block, 124, 12));
     if (type === PAX) {
+      if (stored > RECORDS_BYTES_MAX)
+        throw fail(
+          "FILES_TAR",
+          `a file of the container has ${stored} bytes of extended attributes, and at most ${RECORDS_BYTES_MAX} travel; find it by \`getfattr -Rd\``,
+          { source: "container" },
+        );
       this.#recordBytes = stored;
       return;
     }

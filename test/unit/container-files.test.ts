@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { execFileSync } from "node:child_process";
 import {
   chmodSync,
   closeSync,
@@ -17,7 +18,7 @@ import fc from "fast-check";
 import { nameBytes, nameText } from "#control/runtime/file-names.ts";
 import { besideMounts, confirmed, difference, type Scan, scan, withRoot } from "#control/runtime/files.ts";
 import { emptyBut, removePaths } from "#control/runtime/remove-files.ts";
-import type { TarMember } from "#control/runtime/tar-members.ts";
+import { type TarMember, TarMembers } from "#control/runtime/tar-members.ts";
 import { HoldfastError } from "#proxy/contract/errors.ts";
 
 /** Small trees over the same few names, so that two of them have much in common. */
@@ -228,4 +229,49 @@ test("what is mounted in a mount is none of its files, and its own mode and owne
     const after = withRoot(besideMounts(await scan(fd), ["etc/mounted"]), fd);
     assert.deepEqual(difference(before, after), { gone: [], changed: ["."] });
   });
+});
+
+test("an opaque folder that has mounts in it is in the copy as any other", () => {
+  const layer: Scan = new Map([
+    ["d", "directory 1 16877 0 0 opaque"],
+    ["d/file", "2 33188 0 0 5 100 100 0"],
+    ["d/mount", "directory 3 16877 0 0 "],
+  ]);
+  const before = besideMounts(layer, ["d/mount"]);
+  const found = new Map<string, TarMember>([
+    ["d", { isFolder: true, isOpaque: true, owned: "16877 0 0", content: "" }],
+    ["d/file", { isFolder: false, isOpaque: false, owned: "33188 0 0", content: "5 100 100 0" }],
+  ]);
+  const known = confirmed(before, before.keys(), found);
+  assert.deepEqual(difference(known, besideMounts(layer, ["d/mount"])), { gone: [], changed: [] });
+});
+
+test("a file with more attributes than travel is told, and none of them is kept", () => {
+  const header = Buffer.alloc(512);
+  header.write("./PaxHeaders/x");
+  header.write("00200000000\0", 124); // 32 MiB
+  header.write("x", 156);
+  const members = new TarMembers();
+  members.take(header.subarray(0, 100));
+  assert.throws(() => members.take(header.subarray(100)), { code: "FILES_TAR", message: /33554432 bytes/ });
+});
+
+test("what tar says of a file is the same in pieces of any size", () => {
+  const folder = mkdtempSync(join(tmpdir(), "holdfast-members-"));
+  try {
+    const name = "p".repeat(200);
+    writeFileSync(join(folder, name), "x".repeat(700));
+    writeFileSync(join(folder, "last"), "");
+    const stream = execFileSync("tar", ["-C", folder, "--xattrs", "-cf", "-", `./${name}`, "./last"]);
+    const found = [1, 511, 513, stream.length].map((size) => {
+      const members = new TarMembers();
+      for (let at = 0; at < stream.length; at += size) members.take(stream.subarray(at, at + size));
+      return Object.fromEntries(members.found);
+    });
+    assert.deepEqual(Object.keys(found[0] ?? {}), [name, "last"]);
+    assert.match(found[0]?.[name]?.content ?? "", /^700 \d{16,} \d{16,} 0$/);
+    for (const one of found) assert.deepEqual(one, found[0]);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
