@@ -25,6 +25,9 @@ import {
   removeSubnetRoute,
 } from "./rtnetlink.ts";
 
+/** the address; or the device, with all that it had */
+const NOT_THERE = new Set(["EADDRNOTAVAIL", "ENODEV"]);
+
 export interface VipConfig {
   address: string;
   prefix: number;
@@ -146,7 +149,7 @@ export class Vip {
     for (const prefix of prefixes) {
       const errno = removeAddress({ ...this.#alone(), prefix });
       if (errno === 0) wasThere = true;
-      else if (libc.errnoName(errno) !== "EADDRNOTAVAIL") throw this.#refused("taken off", errno);
+      else if (!NOT_THERE.has(libc.errnoName(errno))) throw this.#refused("taken off", errno);
     }
     if (!this.#isIPv4 && this.#hasRoute) removeSubnetRoute(this.#inSubnet());
     return wasThere;

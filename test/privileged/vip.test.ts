@@ -80,6 +80,15 @@ describe("the address that moves with a workload", { skip: lacking(), timeout: 6
       assert.equal(first.remove(), false, "it was not there any more");
     });
 
+    it(`is taken off when its device has gone, with all that it had (${config.address})`, async () => {
+      node.ip("link add eth1 type veth peer name eth2");
+      node.ip("link set eth1 up");
+      const vip = await open({ ...config, device: "eth1" });
+      vip.add();
+      node.ip("link del eth1");
+      assert.equal(vip.remove(), false);
+    });
+
     it(`leaves neighbours of the subnet reachable, without another address there (${config.address})`, async () => {
       const [first, second] = [await open(config), await open(other)];
       const client = config.address.replace(/50$/, "9");
