@@ -547,17 +547,20 @@ export class Workload {
       }),
     );
     await told;
-    if (!stays && proxyRecord !== null) await this.#remove("end the proxy", () => endProxy(proxyRecord));
-    if (sandbox !== null) await this.#remove("remove the container", () => sandbox.destroy());
+    const end = (): Promise<void> => (proxyRecord === null ? Promise.resolve() : endProxy(proxyRecord));
+    // a sidecar is the same process for what comes next, which ends what it was at: a late end would be that one's
+    if (!stays) await this.#remove("end the proxy", end, { again: proxyRecord?.isSidecar === false });
+    if (sandbox !== null)
+      await this.#remove("remove the container", () => sandbox.destroy(), { again: true });
   }
 
-  /** What nobody needs any more. Where it fails nobody waits for it: it is tried again beside, as long as there is this agent. */
-  async #remove(what: string, step: () => Promise<void>): Promise<void> {
+  /** What nobody needs any more. Where it fails nobody waits for it. @param again it is tried beside, as long as there is this agent */
+  async #remove(what: string, step: () => Promise<void>, { again }: { again: boolean }): Promise<void> {
     try {
       await withRoom(step);
     } catch (error) {
       this.#warn(what, error);
-      void this.#hasToBe(what, step).catch(() => {}); // the agent ends
+      if (again) void this.#hasToBe(what, step).catch(() => {}); // the agent ends
     }
   }
 
