@@ -3,7 +3,7 @@
  * what test clusters run, which `images.ts` makes by the same list.
  */
 import assert from "node:assert/strict";
-import { spawnSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {
   existsSync,
@@ -21,12 +21,16 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { after, before, describe, it } from "node:test";
+import { CLONE_NEWNS, unshare } from "#proxy/kernel/namespaces.ts";
 import { copyContents } from "../../charts/images/contents.ts";
 import { projectRoot } from "../lab/lab.ts";
 import { buildahFor } from "./image-store.ts";
 import { AGENT, CONTROL, DOCKERFILE, INSIDE } from "./images.ts";
 import { CACHE_DIR } from "./kube-tools.ts";
 
+// what buildah mounts ends with this process, however that ends
+unshare(CLONE_NEWNS);
+execFileSync("mount", ["--make-rprivate", "/"]);
 const folder = mkdtempSync(join(tmpdir(), "holdfast-dockerfile-"));
 after(() => rmSync(folder, { recursive: true, force: true, maxRetries: 3 }));
 
