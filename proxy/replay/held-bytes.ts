@@ -83,6 +83,7 @@ export class HeldBytes {
   #fd = -1;
   #fileEnd = 0;
   #freedTo = 0;
+  #mayFree = true;
 
   constructor(budget: HeldBudget) {
     this.#budget = budget;
@@ -152,7 +153,14 @@ export class HeldBytes {
     }
     const readTo = at + sealedBytes;
     const end = readTo - (readTo % FREED_BYTES);
-    if (end === this.#freedTo || !this.#budget.freeDisk(this.#fd, this.#freedTo, end)) return;
+    if (end === this.#freedTo || !this.#mayFree) return;
+    try {
+      // all before it, again: some file systems give back nothing less than what was written at a time
+      this.#mayFree = this.#budget.freeDisk(this.#fd, 0, end);
+    } catch {
+      this.#mayFree = false; // a disk that is full may have no room to note it: it stays charged
+    }
+    if (!this.#mayFree) return;
     this.#budget.spilledBytes -= end - this.#freedTo;
     this.#freedTo = end;
   }
@@ -195,6 +203,7 @@ export class HeldBytes {
     this.#budget.spilledBytes -= this.#fileEnd - this.#freedTo;
     this.#fileEnd = 0;
     this.#freedTo = 0;
+    this.#mayFree = true;
   }
 }
 

@@ -11,6 +11,8 @@ export interface LegListener {
   onFin(): void;
   onReset(reason: string): void;
   onDrain(): void;
+  /** The connection has ended behind the peer's FIN, in order or not: {@link TcpLeg.endIfReset}. */
+  onGone?(): void;
   /** One of the above has thrown; nothing follows. The leg is gone, or the listener resets it. */
   onBroken(error: unknown): void;
 }

@@ -163,12 +163,15 @@ export class TcpLeg implements Leg, Watcher {
     } else if (this.#outstanding !== null) {
       // Of a peer that has gone, what it had said before comes first: a refusal, with the request still being sent.
       if (this.#isPeerGone ? !readsOn : (events & READY.out) !== 0) this.#sendRest();
-    } else if (this.#isPeerGone && this.#ended) this.#failIfReset();
+    } else if (this.#isPeerGone && this.#ended) this.listener?.onGone?.();
   }
 
-  /** Behind the peer's FIN no read tells of a reset, or of a peer that is silent for too long; an orderly end leaves no SO_ERROR. */
-  #failIfReset(): void {
-    if (!this.#kernel.isClosed(this.#fd)) return;
+  /**
+   * Tells of a reset behind the peer's FIN, or of a peer that was silent for too long: no read does, and an orderly end leaves no SO_ERROR.
+   * Whoever has nothing left to pass on of what that peer said asks for it.
+   */
+  endIfReset(): void {
+    if (!this.isOpen || !this.#ended || !this.#isPeerGone || !this.#kernel.isClosed(this.#fd)) return;
     const errno = this.#kernel.socketError(this.#fd);
     if (errno !== 0) this.#fail(errno);
   }

@@ -128,8 +128,6 @@ export class LiveSession implements Carrier, PumpOwner {
   readonly #clientSide = new ClientSide(this);
   readonly #applicationSide = new ApplicationSide(this);
   #state: SessionState;
-  /** The application has reset its connection behind its FIN. */
-  #takesNothing = false;
   /** it was told to go: when it is reset */
   #goTimer: NodeJS.Timeout | null = null;
   #header: HeaderReader | null = null;
@@ -264,7 +262,6 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   setUpstreamSource(leg: TcpLeg | LinkLeg): void {
-    if (leg instanceof TcpLeg && this.outbound.finRead) leg.endedBefore();
     this.outbound.setSource(leg);
     if (leg instanceof LinkLeg) leg.startDelivering();
   }
@@ -481,14 +478,6 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   endReset(side: "downstream" | "upstream", reason: string): void {
-    // Both have said everything, and the other one may not have had it yet: `Linger` sees to that.
-    if (this.#state === "lingering") return;
-    if (side === "upstream" && this.#state === "open" && this.outbound.finRead) {
-      // It had said everything, as one that refuses a body does that is still being sent: the client is to have that first.
-      this.#takesNothing = true;
-      this.onFinSent();
-      return;
-    }
     if (side === "upstream" && this.#isHidden("reset")) return;
     if ((side === "downstream" && this.#isHeld) || this.#state === "captured" || this.#state === "adopted") {
       this.lose(side, reason);
@@ -512,12 +501,16 @@ export class LiveSession implements Carrier, PumpOwner {
   }
 
   onFinSent(): void {
-    if (!this.outbound.finSent || this.#state !== "open") return;
-    if (this.inbound.finSent) this.startLingering();
-    else if (this.#takesNothing) {
-      this.#takesNothing = false;
-      this.endAfter(NO_BYTES);
-    }
+    this.clientGone();
+    if (!this.inbound.finSent || !this.outbound.finSent || this.#state !== "open") return;
+    this.startLingering();
+  }
+
+  /** It may have reset its connection behind its FIN: once the application has been given all it had said, that ends the session. */
+  clientGone(): void {
+    const { downstream } = this;
+    if (this.inbound.finSent && this.#state !== "lingering" && downstream instanceof TcpLeg)
+      downstream.endIfReset();
   }
 
   /** Silent no more: captured → rolled back, or adopted → released. */
@@ -568,6 +561,9 @@ class ClientSide implements LegListener {
   }
   onDrain(): void {
     this.#session.outbound.drained();
+  }
+  onGone(): void {
+    this.#session.clientGone();
   }
   onReset(reason: string): void {
     this.#session.endReset("downstream", reason);

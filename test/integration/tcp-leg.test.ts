@@ -99,6 +99,7 @@ class Witness implements LegListener {
   /** what the listener does besides */
   onBytes: (chunk: Buffer) => void = (chunk) => this.check.take(chunk);
   onTold: (what: string) => void = () => {};
+  onGone: () => void = () => {};
 
   get bytes(): number {
     return this.check.bytes;
@@ -246,23 +247,24 @@ describe("a leg that reads", () => {
     close(peer);
   });
 
-  it("tells the FIN once, though it is asked to go on, and a reset after it at once", async () => {
+  it("tells the FIN once, though it is asked to go on and the peer resets after it", async () => {
     const { leg, witness, peer } = await connected();
     leg.resumeReading();
     sock.shutdown(peer, sock.SHUT_WR);
     await until(() => witness.told.length > 0, "the FIN");
     leg.pauseReading();
     leg.resumeReading();
+    resetPeer(peer);
     await everythingIsTold();
     assert.deepEqual(witness.told, ["fin"]);
-    resetPeer(peer);
-    await until(() => witness.told.length > 1, "the reset");
+    assert.equal(leg.write(Buffer.of(1)), false);
+    await until(() => witness.told.length > 1, "the reset that a write finds");
     await everythingIsTold();
     assert.deepEqual(witness.told, ["fin", "reset EPIPE"]);
     assert.equal(leg.isOpen, false);
   });
 
-  it("tells a FIN, and a reset behind it, when both came before its turn", async () => {
+  it("tells a FIN and a reset behind it as the FIN when both came before its turn", async () => {
     const { leg, witness, peer } = await connected();
     sendAll(peer, pattern(0, 10));
     sock.shutdown(peer, sock.SHUT_WR);
@@ -270,40 +272,52 @@ describe("a leg that reads", () => {
     leg.resumeReading();
     await until(() => witness.told.includes("fin"), "the FIN");
     await everythingIsTold();
-    assert.deepEqual(witness.told, ["data", "fin", "reset EPIPE"]);
-    assert.equal(leg.isOpen, false);
+    assert.deepEqual(witness.told, ["data", "fin"]);
+    leg.close();
   });
 
-  it("tells a reset behind a FIN that was read before it was attached, and that FIN no more", async () => {
-    for (const isEarly of [true, false]) {
+  it("tells of a reset behind a FIN whoever asks, whether it was told of the FIN or of one before", async () => {
+    for (const [isTold, isEarly] of [
+      [true, false],
+      [false, true],
+      [false, false],
+    ]) {
       const { leg, witness, peer } = await connected();
+      witness.onGone = () => leg.endIfReset();
       sock.shutdown(peer, sock.SHUT_WR);
       if (isEarly) {
         resetPeer(peer);
         await everythingIsTold();
       }
-      leg.endedBefore();
+      if (!isTold) leg.endedBefore();
       leg.resumeReading();
       if (!isEarly) {
         await everythingIsTold();
-        assert.deepEqual(witness.told, []);
+        assert.deepEqual(witness.told, isTold ? ["fin"] : []);
+        leg.endIfReset();
+        assert.equal(leg.isOpen, true);
         resetPeer(peer);
       }
-      await until(() => witness.told.length > 0, "the reset");
+      await until(() => !leg.isOpen, "the reset");
       await everythingIsTold();
-      assert.deepEqual(witness.told, ["reset EPIPE"]);
-      assert.equal(leg.isOpen, false);
+      assert.deepEqual(witness.told, [...(isTold ? ["fin"] : []), "reset EPIPE"]);
     }
   });
 
   it("takes an orderly end of both sides for no reset", async () => {
     const { leg, witness, peer } = await connected();
+    let asked = 0;
+    witness.onGone = () => {
+      asked++;
+      leg.endIfReset();
+      changes.emit("change");
+    };
     leg.resumeReading();
     leg.finish();
     sock.shutdown(peer, sock.SHUT_WR);
     await until(() => witness.told.includes("fin"), "the FIN");
     close(peer);
-    await everythingIsTold();
+    await until(() => asked > 0, "the end of both sides");
     assert.deepEqual(witness.told, ["fin"]);
     assert.equal(leg.isClosedInKernel(), true);
     leg.close();

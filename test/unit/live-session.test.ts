@@ -228,48 +228,6 @@ describe("a session whose application does not come back", () => {
   });
 });
 
-describe("a session whose application resets its connection behind its FIN", () => {
-  function answered(client: End): Stage & { application: End } {
-    const stage = stageOf(client);
-    stage.session.filter = null;
-    const application = new End();
-    stage.session.step("dial");
-    stage.session.step("dialled");
-    stage.session.setUpstream(application.leg);
-    application.listener?.onData(Buffer.from("a refusal"));
-    application.listener?.onFin();
-    return { ...stage, application };
-  }
-
-  it("lets its client have all it said, and only then go or be reset", (t) => {
-    t.mock.timers.enable({ apis: ["setTimeout"] });
-    const client = new End(5);
-    const { session, application, over } = answered(client);
-    application.listener?.onReset("EPIPE");
-    session.fromClient(Buffer.from("the rest of a body"));
-    t.mock.timers.tick(LIMITS.lingerMsMax);
-    assert.deepEqual([over, client.finished], [[], false]);
-    client.drain();
-    assert.equal(client.finished, true);
-    session.fromClient(Buffer.from("and more"));
-    t.mock.timers.tick(LIMITS.lingerMsMax - 1);
-    assert.deepEqual(over, []);
-    t.mock.timers.tick(1);
-    assert.deepEqual(over, ["told to go"]);
-  });
-
-  it("lingers as before where its client had ended its side, too", () => {
-    for (const isFirst of [true, false]) {
-      const { session, application, over } = answered(new End());
-      if (isFirst) application.listener?.onReset("EPIPE");
-      session.clientFin();
-      if (!isFirst) application.listener?.onReset("EPIPE");
-      assert.deepEqual([session.state, over], ["lingering", []]);
-      session.forget();
-    }
-  });
-});
-
 describe("a session that is told to go", () => {
   it("is reset when it has not gone in time, though it has another way to its client by then", (t) => {
     t.mock.timers.enable({ apis: ["setTimeout"] });

@@ -149,6 +149,20 @@ describe("held bytes", () => {
     }
   });
 
+  it("come out where the disk has no room even to give some back, and are charged until their file is closed", () => {
+    let asked = 0;
+    const budget = new HeldBudget({ ...passed, sessionBytesMax: 0 }, () => {
+      asked++;
+      throw new Error("ENOSPC");
+    });
+    const held = new HeldBytes(budget);
+    const chunks = Array.from({ length: 6 }, (_, index) => Buffer.alloc(30_000, index));
+    for (const chunk of chunks) held.push(chunk);
+    for (const chunk of chunks) assert.deepEqual(held.shift(), chunk);
+    assert.equal(asked, 1);
+    assert.equal(budget.spilledBytes, 0);
+  });
+
   it("are charged until their file is closed where the file system gives nothing back before", () => {
     const budget = new HeldBudget(passed, () => false);
     let sizeMax = 0;
