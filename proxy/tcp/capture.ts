@@ -151,9 +151,17 @@ function setWindow(fd: number, repairWindow: RepairWindow): void {
   sock.setsockoptBuffer(fd, sock.IPPROTO_TCP, sock.TCP_REPAIR_WINDOW, encodeWindow(repairWindow));
 }
 
-/** struct tcp_repair_window */
+/**
+ * struct tcp_repair_window.
+ *
+ * Where a receive buffer that was made smaller has no room for what is on its way, the kernel takes back the window that it had announced
+ * (ICSK_ACK_NOMEM in tcp_select_window), and the segment that told the peer's window last may lie behind its new end. The kernel refuses to be told
+ * so again (tcp_repair_set_window: EINVAL). An earlier one is right as well: it only says from which segments on the peer's window is believed.
+ */
 export function encodeWindow(repairWindow: RepairWindow): Buffer {
-  window.writeUInt32LE(repairWindow.snd_wl1, 0);
+  const receiveEnd = repairWindow.rcv_wup + repairWindow.rcv_wnd;
+  const isBeyond = ((repairWindow.snd_wl1 - receiveEnd) | 0) > 0;
+  window.writeUInt32LE(isBeyond ? receiveEnd >>> 0 : repairWindow.snd_wl1, 0);
   window.writeUInt32LE(repairWindow.snd_wnd, 4);
   window.writeUInt32LE(repairWindow.max_window, 8);
   window.writeUInt32LE(repairWindow.rcv_wnd, 12);

@@ -121,6 +121,26 @@ describe("an adopted leg", { skip: lacking() }, () => {
     });
   }
 
+  it("goes on whose window the kernel had taken back, with a segment of its peer beyond it", async () => {
+    const { listener, leg, peer } = await upstream("127.0.0.1");
+    const toLeg = new Flow(2);
+    await toLeg.fill(peer, 10_000_000);
+    const adopted = place.run(() => {
+      const snapshot = captureLeg(leg);
+      descriptor.close(leg);
+      const { rcv_wup } = snapshot.window;
+      // as seen behind a receive buffer that was made smaller beside a peer that sends: no window, and 267,100 bytes beyond it
+      const window = { ...snapshot.window, rcv_wnd: 0, snd_wl1: (rcv_wup + 267_100) >>> 0 };
+      const adopted = adoptLeg({ ...snapshot, window }, { shielded: false });
+      releaseLeg(adopted, snapshot, { probe: true });
+      return adopted;
+    });
+    const toPeer = new Flow(1);
+    toPeer.write(adopted, 1_000);
+    await Promise.all([toPeer.readAll(peer), toLeg.readAll(adopted)]);
+    for (const fd of [adopted, peer, listener]) descriptor.close(fd);
+  });
+
   it("with bytes on the way survives the RST of a peer that is not there yet", async () => {
     const { listener, leg, peer } = await upstream("127.0.0.1");
     shieldLeg(peer);
