@@ -2,6 +2,8 @@
  * `npm run bench:profile -- NAME`: where the proxy's CPU time goes under one load, closed loop: V8's own CPU profile, a flame
  * graph of it, and the functions that took the most. The profiler costs a few per cent itself: figures are for shares, not for
  * rates. V8 gives all calls that koffi makes one name (that of the first, such as `poll`): whoever calls tells which it is.
+ *
+ * `cutover` is no load of the proxy's: it shows where the time of a move goes (profile/cutover.ts).
  */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
@@ -16,6 +18,7 @@ import { Program } from "./load/program.ts";
 import { describeMachine } from "./machine.ts";
 import { type HoldfastKind, startHoldfast } from "./peers/holdfast.ts";
 import { type CpuProfile, callTree, selfTimes } from "./profile/call-tree.ts";
+import { type CutoverOptions, profileCutover } from "./profile/cutover.ts";
 import { ownerTimes, renderFlamePage, TOP_FUNCTIONS } from "./profile/flame.ts";
 import { CpuMeter, Stage } from "./stage.ts";
 
@@ -39,22 +42,31 @@ const LOADS: Record<string, Profiled> = {
   "ws-echo-replay": { kind: "replay", load: { protocol: "websocket" } },
 };
 
+/** beside the loads: where the time of a move goes */
+const CUTOVER = "cutover";
+
 const usage = `Usage: npm run bench:profile -- NAME [OPTION...]
 
-  NAME             ${Object.keys(LOADS).join(", ")}
-  --connections N                                       (32)
-  --seconds N      of the profile                       (5)
+  NAME             ${Object.keys(LOADS).join(", ")}:
+                   a flame graph of the proxy under that load; or
+                   ${CUTOVER}: a timeline of all processes of a move
+  --connections N  of a load                            (32)
+  --seconds N      of a load's profile                  (5)
+  --sessions N     of a cutover                         (100)
+  --moves N        in each mode; the median is shown    (5)
   --out FOLDER     where it goes                        (${CACHE}/bench/profiles/NAME)
   --help           this
 `;
 
-interface Options {
+interface LoadOptions {
   name: string;
   profiled: Profiled;
   connections: number;
   seconds: number;
   out: string;
 }
+
+type Options = { load: LoadOptions } | { cutover: CutoverOptions };
 
 function parse(argv: string[]): Options | "help" {
   const { values, positionals } = parseArgs({
@@ -63,27 +75,30 @@ function parse(argv: string[]): Options | "help" {
     options: {
       connections: { type: "string", default: "32" },
       seconds: { type: "string", default: "5" },
+      sessions: { type: "string", default: "100" },
+      moves: { type: "string", default: "5" },
       out: { type: "string" },
       help: { type: "boolean", short: "h", default: false },
     },
   });
   if (values.help) return "help";
   const [name = "", ...more] = positionals;
+  const out = resolve(values.out ?? join(CACHE, "bench/profiles", name));
+  if (name === CUTOVER && more.length === 0) {
+    const sessions = wholeNumber(values.sessions, "sessions", 1, 10_000);
+    return { cutover: { sessions, moves: wholeNumber(values.moves, "moves", 1, 100), out } };
+  }
   const profiled = Object.hasOwn(LOADS, name) ? LOADS[name] : undefined;
   if (profiled === undefined || more.length > 0)
     throw new TypeError(`which load? There is no ${positionals.join(" ") || "name"}`);
-  return {
-    name,
-    profiled,
-    connections: wholeNumber(values.connections, "connections", 1, 10_000),
-    seconds: wholeNumber(values.seconds, "seconds", 1, 600),
-    out: resolve(values.out ?? join(CACHE, "bench/profiles", name)),
-  };
+  const connections = wholeNumber(values.connections, "connections", 1, 10_000);
+  const seconds = wholeNumber(values.seconds, "seconds", 1, 600);
+  return { load: { name, profiled, connections, seconds, out } };
 }
 
 async function record(
   stage: Stage,
-  options: Options,
+  options: LoadOptions,
 ): Promise<{ report: LoadReport; busy: number; profile: CpuProfile }> {
   const { kind, load } = options.profiled;
   const file = join(stage.directory, "profile");
@@ -137,6 +152,13 @@ async function main(): Promise<number> {
     process.stderr.write(`bench:profile: ${(error as Error).message}\n\n${usage}`);
     return 2;
   }
+  if ("load" in options) return await profileLoad(options.load);
+  process.stdout.write(`${(await profileCutover(options.cutover)).join("\n")}\n`);
+  return 0;
+}
+
+/** @returns the exit status */
+async function profileLoad(options: LoadOptions): Promise<number> {
   const stage = new Stage();
   let interrupted = 0;
   stage.closeOnSignals((status) => {

@@ -8,7 +8,8 @@ import { picturesOf, type Swatch } from "./pictures.ts";
 import { escapeXml, PICTURE_STYLE } from "./svg.ts";
 import { goalsTable, type Table, tablesOf } from "./tables.ts";
 
-const STYLE = `
+/** Of a page with pictures and tables. */
+export const PAGE_STYLE = `
 :root { color-scheme: light dark; --text: #1f2328; --muted: #59636e; --back: #ffffff; --rule: #d1d9e0; --soft-back: #f6f8fa;
   --good: #1a7f37; --bad: #b3172f; --warn-back: #fff4d6; --warn-rule: #d4a72c; }
 @media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --muted: #9198a1; --back: #0d1117; --rule: #3d444d;
@@ -40,7 +41,7 @@ export function renderPage(results: BenchResults): string {
   return `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Holdfast: benchmark of ${escapeXml(results.startedAt.slice(0, 10))}</title>
-<link rel="icon" href="data:,"><style>${STYLE}${PICTURE_STYLE}</style></head><body>
+<link rel="icon" href="data:,"><style>${PAGE_STYLE}${PICTURE_STYLE}</style></head><body>
 <h1>Holdfast: benchmark</h1>
 ${notes.length === 0 ? "" : `<ul class="notes">${notes.map(({ kind, what }) => `<li class="${kind}">${escapeXml(what)}</li>`).join("")}</ul>`}
 <dl>${headOf(results)

@@ -49,9 +49,9 @@ export interface StackedBar {
 
 const WIDTH = 460;
 const PLOT_HEIGHT = 220;
-const CHAR_WIDTH = 6.6;
-const LINE_HEIGHT = 15;
-const BAR_HEIGHT = 16;
+export const CHAR_WIDTH = 6.6;
+export const LINE_HEIGHT = 15;
+export const BAR_HEIGHT = 16;
 const BAR_GAP = 6;
 const TICKS_MAX = 6;
 const LABEL_CHARS_MAX = 24;
@@ -84,6 +84,7 @@ export const PICTURE_STYLE = `
 .picture .dot, .picture .bar, .picture .part { fill: var(--colour); }
 .picture .bar { opacity: .72; } .picture .bar.ours { opacity: 1; }
 .picture .part { stroke: var(--paper); stroke-width: 1; }
+.picture .in-bar { fill: var(--paper); }
 .picture .spread { stroke: var(--ink); stroke-width: 1.2; fill: none; opacity: .75; }
 .picture .dot.spread-of { stroke: none; }
 ${[
@@ -249,9 +250,10 @@ export function escapeXml(raw: string): string {
   return raw.replace(/[&<>"]/g, (character) => entities[character] ?? character);
 }
 
-function picture(title: string, height: number, marks: string[]): string {
+/** A heading, and what is below it. */
+export function picture(title: string, height: number, marks: string[], width = WIDTH): string {
   const heading = `<text class="heading" x="4" y="${LINE_HEIGHT}">${escapeXml(title)}</text>`;
-  return `<svg class="picture" viewBox="0 0 ${WIDTH} ${Math.ceil(height)}" role="img"><title>${escapeXml(title)}</title>${heading}${marks.join("")}</svg>`;
+  return `<svg class="picture" viewBox="0 0 ${width} ${Math.ceil(height)}" role="img"><title>${escapeXml(title)}</title>${heading}${marks.join("")}</svg>`;
 }
 
 function drawable(point: Point, x: Axis, y: Axis): boolean {
@@ -267,7 +269,8 @@ interface Range {
   place(value: number): number;
 }
 
-function rangeOf({ scale, unit = 1 }: Axis, values: number[]): Range {
+/** What of an axis `values`, at least one, take. */
+export function rangeOf({ scale, unit = 1 }: Axis, values: number[]): Range {
   const [min, max] = [Math.min(...values), Math.max(...values)];
   if (scale === "percentile") {
     const nines = (p: number): number => -Math.log10(1 - p / 100);
@@ -313,12 +316,18 @@ function floor125(value: number): number {
   return power * ([5, 2, 1].find((digit) => digit * power <= value * 1.000_001) ?? 1);
 }
 
-function text(x: number, y: number, said: string, anchor: "start" | "middle" | "end", look = ""): string {
+export function text(
+  x: number,
+  y: number,
+  said: string,
+  anchor: "start" | "middle" | "end",
+  look = "",
+): string {
   const classes = look === "" ? "" : ` class="${look}"`;
   return `<text${classes} x="${round(x)}" y="${round(y)}" text-anchor="${anchor}">${escapeXml(said)}</text>`;
 }
 
-function titleOf(said: string): string {
+export function titleOf(said: string): string {
   return `<title>${escapeXml(said)}</title>`;
 }
 
@@ -330,6 +339,7 @@ function shorten(label: string): string {
   return label.length <= LABEL_CHARS_MAX ? label : `${label.slice(0, LABEL_CHARS_MAX - 1)}…`;
 }
 
-function round(value: number): number {
+/** To tenths of a unit of the picture. */
+export function round(value: number): number {
   return Math.round(value * 10) / 10;
 }

@@ -59,6 +59,26 @@ export interface Prediction {
   parts: PredictedPart[];
 }
 
+/** who was at work: CRIU and the proxies as their agent sees them */
+export const LANES = [
+  "source agent",
+  "source CRIU",
+  "source proxy",
+  "target agent",
+  "target CRIU",
+  "target proxy",
+  "store",
+] as const;
+export type Lane = (typeof LANES)[number];
+
+const timelineSpan = z.object({
+  lane: z.enum(LANES),
+  name: z.string().max(100),
+  fromMs: z.number(),
+  toMs: z.number(),
+});
+export type TimelineSpan = z.infer<typeof timelineSpan>;
+
 /** The demo's fields for one move; what only clients can know is null here. */
 export interface MoveResult {
   workload: string;
@@ -97,6 +117,11 @@ export interface MoveResult {
   check?: CheckReport;
   /** made before the hold: how long clients would wait */
   prediction?: Prediction;
+  /**
+   * what each process was at while clients waited, in ms from the hold; absent: nobody was held. The target's spans may stand
+   * too early by a round trip (`timeline.ts`), and one of the version before tells none
+   */
+  timeline?: TimelineSpan[];
 }
 
 // ---- what the source says to the target, in this order, on a channel of its own for each move; checked where it arrives ----
@@ -211,6 +236,8 @@ export type RestoreReply = z.infer<typeof restoreReply>;
 export const releaseReply = z.object({
   /** CRIU's own part of the restore */
   criuRestoreMs: z.number().nonnegative(),
+  /** in ms from when `release` was received. A move that is done fails by no word of this: of another version's there is none */
+  timeline: z.array(timelineSpan).max(1_000).catch([]),
 });
 export type ReleaseReply = z.infer<typeof releaseReply>;
 

@@ -17,6 +17,7 @@ import { FILE as OWN_SOCKETS, takeBackOwnSockets } from "./own-sockets.ts";
 import { endRepair, unshieldOutbound } from "./sockets.ts";
 import { takeEach, untilDone } from "./steps.ts";
 import { FILE as TERMINALS, takeBackTerminals } from "./terminals.ts";
+import { Timeline } from "./timeline.ts";
 import { putBack, type Standing } from "./watches.ts";
 
 /** Whose application it is. */
@@ -36,13 +37,24 @@ export interface GoingOn {
 
 /**
  * With its legs, at the target.
+ * @param timeline of the move, in which it is told
  * @param onAlive called when clients wait no longer; who else may connect is let in after it, which takes tens of milliseconds (nft(8))
  */
-export async function comeAlive(host: GoingOn, epoch: number, onAlive = (): void => {}): Promise<void> {
+export async function comeAlive(
+  host: GoingOn,
+  epoch: number,
+  onAlive = (): void => {},
+  timeline = new Timeline(),
+): Promise<void> {
+  const fromMs = performance.now();
   // only now: an address on two nodes answers for both, and a segment that finds no leg is answered with RST
   host.vip?.add();
   host.vip?.announce();
-  await Promise.all([continueTree(host), host.keeper.goOn("release", epoch)]);
+  if (host.vip !== null) timeline.span("target agent", "adds the address", fromMs);
+  await Promise.all([
+    timeline.during("target agent", "lets the tree go on", () => continueTree(host)),
+    timeline.during("target proxy", "lets clients go on", () => host.keeper.goOn("release", epoch)),
+  ]);
   onAlive();
   await host.container.openDoor().catch((error: unknown) => warn(host, "let others connect", error));
 }

@@ -19,6 +19,7 @@ import type { ProcessIdentity } from "../runtime/processes.ts";
 import type { Runtime, Sandbox, SandboxRef } from "../runtime/runtime.ts";
 import type { Faults } from "./faults.ts";
 import type { Moving, OutboxEntry } from "./moving.ts";
+import type { Timeline } from "./timeline.ts";
 
 /** What both sides have of the agent. */
 export interface MigrationContext {
@@ -117,7 +118,7 @@ export interface MigrationHost extends MigrationRecord, MigrationOwnership, Migr
 
   // how it ends
   /** The application goes on here, with its legs. Everything before this was silent. */
-  comeAlive(epoch: number, onAlive?: () => void): Promise<void>;
+  comeAlive(epoch: number, onAlive?: () => void, timeline?: Timeline): Promise<void>;
   /** Undoes whatever a move has done to the application and its sessions here. May be repeated. */
   goOnHere(epoch: number): Promise<void>;
   /** A move that failed has left the application otherwise than it was: `status` says so as long as its root lives. null: that has ended */

@@ -17,6 +17,7 @@ import { comeAlive, undoMove } from "../migration/go-on.ts";
 import type { Moving } from "../migration/moving.ts";
 import { endLeftConnections } from "../migration/sockets.ts";
 import { takeEach, untilDone } from "../migration/steps.ts";
+import type { Timeline } from "../migration/timeline.ts";
 import { Vip } from "../network/vip.ts";
 import { Freezer } from "../runtime/freezer.ts";
 import type { ProcessIdentity } from "../runtime/processes.ts";
@@ -483,8 +484,8 @@ export class Workload {
     endLeftConnections(this.config.ports.map((port) => port.upstream.port));
   }
 
-  comeAlive(epoch: number, onAlive?: () => void): Promise<void> {
-    return comeAlive(this, epoch, onAlive);
+  comeAlive(epoch: number, onAlive?: () => void, timeline?: Timeline): Promise<void> {
+    return comeAlive(this, epoch, onAlive, timeline);
   }
   goOnHere(epoch: number): Promise<void> {
     return undoMove(this, epoch);

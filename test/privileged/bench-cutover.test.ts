@@ -15,8 +15,9 @@ import {
 } from "#bench/cutover/cutover-figures.ts";
 import { crowdIntervalMs } from "#bench/cutover/cutover-lab.ts";
 import { measureCutover, measureRow } from "#bench/cutover/cutover-pieces.ts";
+import { gapsOf } from "#bench/report/lanes.ts";
 import type { Figure } from "#bench/results.ts";
-import { PHASES } from "#control/api/migration.ts";
+import { LANES, PHASES } from "#control/api/migration.ts";
 import { projectRoot } from "../lab/lab.ts";
 import { lacking } from "../support/moved-program.ts";
 
@@ -68,6 +69,15 @@ describe("the cutover beside bare CRIU", { skip, timeout: 600_000 }, () => {
       const phases = of(peer, "phaseMs").map(({ parameters }) => parameters.phase);
       const criu = ["criu-dump", "criu-restore"];
       assert.deepEqual(phases, peer === "bare-criu" ? criu : [...PHASES, ...criu]);
+    }
+    for (const { mode, move } of samples) {
+      if (move === null) continue;
+      const { holdMs, timeline: spans = [] } = move;
+      const lanes = new Set(spans.map(({ lane }) => lane));
+      assert.equal(lanes.size, LANES.length, `${mode}: ${[...lanes]}`);
+      const [longest] = gapsOf({ spans, endMs: holdMs });
+      const gapMs = (longest?.toMs ?? 0) - (longest?.fromMs ?? 0);
+      assert.ok(gapMs < holdMs / 2, `${mode}: nobody was at work for ${gapMs} of ${holdMs} ms`);
     }
     const text = renderCutover(samples, []).join("\n");
     assert.match(text, /^blackout, p50(\s+\d+\.\d){3}$/m);

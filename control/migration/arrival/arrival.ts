@@ -41,6 +41,7 @@ import type { Sandbox } from "../../runtime/runtime.ts";
 import type { MigrationHost } from "../host.ts";
 import { decideAtTarget } from "../settle.ts";
 import { takeEach, untilDone } from "../steps.ts";
+import { Timeline } from "../timeline.ts";
 import { refuseMissingUnixPeers } from "../unix-peers.ts";
 import { type VerifyCall, verifyCall, verifyMemory } from "../verify-memory.ts";
 import { parseFingerprint } from "./audit-restored.ts";
@@ -63,6 +64,7 @@ export class Arrival {
   readonly #state = new ArrivalState();
   readonly #container = new StandbyContainer();
   readonly #files = new FilesIntake();
+  readonly #timeline = new Timeline();
   readonly #images: ImageIntake;
   /** when memory can be taken: before the standby is complete */
   readonly #imagesOpen = Promise.withResolvers<void>();
@@ -229,10 +231,9 @@ export class Arrival {
     this.#host.context.faults.at("target:adopt");
     const { resolve, reject } = this.#upstreamAdopted; // looked at by `restore`
     try {
-      const { result } = await this.#host.proxy.command<"adoptUpstream", AdoptResult>(
-        "adoptUpstream",
-        { epoch: this.prepare.epoch },
-        legs,
+      const { epoch } = this.prepare;
+      const { result } = await this.#timeline.during("target proxy", "adopts the application's legs", () =>
+        this.#host.proxy.command<"adoptUpstream", AdoptResult>("adoptUpstream", { epoch }, legs),
       );
       if (isLast) resolve();
       return result;
@@ -254,6 +255,7 @@ export class Arrival {
 
   async #restore(call: RestoreCall, queues: Buffer): Promise<RestoreReply> {
     const restoring = {
+      timeline: this.#timeline,
       ...this.#state.expect("informed"),
       host: this.#host,
       state: this.#state,
@@ -283,7 +285,9 @@ export class Arrival {
 
   async #verify(call: VerifyCall, body: Buffer): Promise<void> {
     const { application } = this.#state.expect("restored");
-    await verifyMemory(application.root, await application.readMemory(), call, body);
+    await this.#timeline.during("target agent", "compares memory", async () =>
+      verifyMemory(application.root, await application.readMemory(), call, body),
+    );
     this.#state.throwIfGivenUp();
   }
 
@@ -295,10 +299,9 @@ export class Arrival {
 
   async #adoptDownstream(legs: Buffer, isLast: boolean): Promise<AdoptResult> {
     this.#state.expect("restored");
-    const { result } = await this.#host.proxy.command<"adoptDownstream", AdoptResult>(
-      "adoptDownstream",
-      { epoch: this.prepare.epoch },
-      legs,
+    const { epoch } = this.prepare;
+    const { result } = await this.#timeline.during("target proxy", "adopts clients' legs", () =>
+      this.#host.proxy.command<"adoptDownstream", AdoptResult>("adoptDownstream", { epoch }, legs),
     );
     this.#state.throwIfGivenUp();
     if (!isLast) return result;
@@ -327,17 +330,17 @@ export class Arrival {
   /** Ownership has moved to this node. */
   async #goLive({ application, container, criu }: Restored): Promise<ReleaseReply> {
     const host = this.#host;
-    const epoch = await this.#release();
+    const releaseMs = performance.now();
+    const epoch = await this.#timeline.during("store", "release", () => this.#release());
     // from here nobody can take the workload back, and nobody else has it
     await this.#hasToBe("go on", () => host.recordMoving({ step: "released", epoch }));
+    const onAlive = (): void => {
+      if (this.#state.now.at === "released") return;
+      this.#state.released(epoch);
+      if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
+    };
     host.context.faults.at("target:released");
-    await this.#hasToBe("go on", () =>
-      host.comeAlive(epoch, () => {
-        if (this.#state.now.at === "released") return;
-        this.#state.released(epoch);
-        if (this.#channel.isOpen) this.#channel.send("released", {}).catch(() => {});
-      }),
-    );
+    await this.#hasToBe("go on", () => host.comeAlive(epoch, onAlive, this.#timeline));
     const removed = {
       "close CRIU": () => criu.close(),
       "close what was taken in": () => this.#closeIntakes(),
@@ -345,7 +348,7 @@ export class Arrival {
     };
     await takeEach(removed, (what, error) => this.#warn(`${what} failed; continuing`, error));
     await this.#hasToBe("own the workload", () => host.becomeOwner(epoch, this.prepare.anchors));
-    return { criuRestoreMs: application.criuMs };
+    return { criuRestoreMs: application.criuMs, timeline: this.#timeline.since(releaseMs) };
   }
 
   /** Again and again, until it is done or the agent ends. */

@@ -23,6 +23,7 @@ import { identify, treeOf } from "../../runtime/processes.ts";
 import type { MigrationHost } from "../host.ts";
 import { fitOwnSockets, type OwnSockets, putBackOwnSockets, readOwnSockets } from "../own-sockets.ts";
 import { putBackTerminals } from "../terminals.ts";
+import type { Timeline } from "../timeline.ts";
 import { restoredMemory } from "../verify-memory.ts";
 import { countsOf, overflowOf, put as putWatches } from "../watches.ts";
 import { auditRestored } from "./audit-restored.ts";
@@ -34,6 +35,7 @@ export interface Restoring extends Informed {
   readonly host: MigrationHost;
   readonly state: ArrivalState;
   readonly images: ImageIntake;
+  readonly timeline: Timeline;
   /** settles when the proxy has the legs to the application */
   readonly adopted: Promise<void>;
   /** … when images of memory are complete that were to follow */
@@ -49,22 +51,28 @@ export async function restore(
   call: RestoreCall,
   queues: Buffer,
 ): Promise<{ application: Application; reply: RestoreReply }> {
-  const { host, state, container, criu, before } = restoring;
+  const { host, state, container, criu, before, timeline } = restoring;
+  const imagesFromMs = performance.now();
   host.context.faults.at("target:restore");
   const imagesDir = container.hostPath("images");
   if (call.memoryFollows) restoring.images.completeSome(call.manifest);
   else restoring.images.complete(call.manifest);
   fitToMachine(imagesDir);
-  await criu.stepAside();
+  timeline.span("target agent", "completes images", imagesFromMs);
+  await timeline.during("target agent", "looks for numbers in the way", () => criu.stepAside());
+  const recordFromMs = performance.now();
   const worker = await identify(criu.pid);
   state.throwIfGivenUp(); // what is on record, and on the device, may be another move's
   host.recordMoving({ criu: worker, stopped: call.stopped });
+  timeline.span("target agent", "records CRIU", recordFromMs);
   // CRIU leaves repair mode for what a socket had not sent yet: a peer that is not there answers with RST
   await state.untilGivenUp(restoring.adopted);
   state.throwIfGivenUp();
+  const fitFromMs = performance.now();
   const ownSockets = fitSockets(restoring);
   const semaphores = criu.takeSemaphores(semaphoresOf(before));
   const stands = new QueueStands(container, call.openQueues);
+  timeline.span("target agent", "fits own sockets, semaphores, queues", fitFromMs);
   const inNamespaces = async (root: number): Promise<void> => {
     await adoptOrphans(imagesDir, root);
     makeQueues(root, queues);
@@ -76,9 +84,13 @@ export async function restore(
   );
   stands.remove();
   state.throwIfGivenUp();
-  await putWatchesBack(restoring, application, call.watches);
+  await timeline.during("target agent", "puts watches back", () =>
+    putWatchesBack(restoring, application, call.watches),
+  );
   host.context.faults.at("target:audit");
-  const reply = await auditRestored(host, { container, root: application.root, ownSockets }, before);
+  const reply = await timeline.during("target agent", "audits", () =>
+    auditRestored(host, { container, root: application.root, ownSockets }, before),
+  );
   state.throwIfGivenUp();
   return { application, reply };
 }
@@ -103,7 +115,7 @@ interface RunOptions {
 }
 
 async function runCriu(
-  { host, state, container, criu, adopted, memoryComplete }: Restoring,
+  { host, state, container, criu, adopted, memoryComplete, timeline }: Restoring,
   { outputPipes, root: innerRoot, memoryFollows }: RestoreCall,
   { ownSockets, semaphores, inNamespaces }: RunOptions,
 ): Promise<Application> {
@@ -115,37 +127,44 @@ async function runCriu(
   /** null: nothing changes it before it is asked for */
   let memory: ProcessDigest[] | null = null;
   try {
-    await criu.restore(
-      {
-        logFile: "restore.log",
-        logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
-        ghostLimitBytes: limits.imagesBytesMax,
-        leave: freezer === null ? "stopped" : "running",
-      },
-      { outputPipes, semaphores },
-      async (hook) => {
-        if (hook === "pre-restore" && memoryFollows) await state.untilGivenUp(memoryComplete);
-        if (hook === "setup-namespaces" && freezer !== null) {
-          spared = criu.spare(freezer);
-          spared.catch(() => {}); // looked at before the freeze
-        }
-        if (hook === "post-setup-namespaces") await inNamespaces(await criu.madeRoot(innerRoot));
-        // repair mode ends only when both ends of each session are there
-        if (hook === "post-restore") await state.untilGivenUp(adopted);
-        if (hook !== "pre-resume") return;
-        const made = (): Promise<number> => criu.madeRoot(innerRoot);
-        if (freezer !== null) await freezeMade(host, { freezer, spared, made });
-        // SIGSTOP changes it: see `#letGo` of the source's `dump.ts`
-        else if (limits.verifyMemory) memory = await restoredMemory(await made(), imagesDir);
-      },
+    const asked = {
+      logFile: "restore.log",
+      logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
+      ghostLimitBytes: limits.imagesBytesMax,
+      leave: freezer === null ? "stopped" : "running",
+    } as const;
+    const atHook = async (hook: string): Promise<void> => {
+      if (hook === "pre-restore" && memoryFollows) await state.untilGivenUp(memoryComplete);
+      if (hook === "setup-namespaces" && freezer !== null) {
+        spared = criu.spare(freezer);
+        spared.catch(() => {}); // looked at before the freeze
+      }
+      if (hook === "post-setup-namespaces")
+        await timeline.during("target agent", "makes message queues", async () =>
+          inNamespaces(await criu.madeRoot(innerRoot)),
+        );
+      // repair mode ends only when both ends of each session are there
+      if (hook === "post-restore") await state.untilGivenUp(adopted);
+      if (hook !== "pre-resume") return;
+      const made = (): Promise<number> => criu.madeRoot(innerRoot);
+      const fromMs = performance.now();
+      if (freezer !== null) await freezeMade(host, { freezer, spared, made });
+      // SIGSTOP changes it: see `#letGo` of the source's `dump.ts`
+      else if (limits.verifyMemory) memory = await restoredMemory(await made(), imagesDir);
+      timeline.span("target agent", "freezes the tree", fromMs);
+    };
+    await timeline.hooked("target CRIU", atHook, (onHook) =>
+      criu.restore(asked, { outputPipes, semaphores }, onHook),
     );
     const criuMs = performance.now() - startedMs;
-    await criu.end(); // the tree is a child of the container's init only then
+    await timeline.during("target CRIU", "ends", () => criu.end()); // the tree is a child of the container's init only then
+    const putBackFromMs = performance.now();
     const root = await container.applicationRoot();
     if (root === null) throw fail("RESTORED_GONE", "the restored application is not there");
     const pids = await treeOf(root);
     if (ownSockets !== null) await putBackOwnSockets(pids, ownSockets);
     await putBackTerminals(imagesDir, pids);
+    timeline.span("target agent", "puts back own sockets, terminals", putBackFromMs);
     return { root, criuMs, readMemory: async () => memory ?? (await restoredMemory(root, imagesDir)) };
   } catch (error) {
     throw await withCriuReason(error, "CRIU_RESTORE", container.hostPath("images", "restore.log"));

@@ -28,11 +28,9 @@ export async function capture(move: Move, prepared: Prepared): Promise<Captured>
   await refuseSharedLocks(move.host, prepared.root);
   // before its connections to others are cut: it passes by itself, and the move is tried again
   await refuseHalfReadFolders(move.host.container, await treeOf(prepared.root));
-  const [legs, taken] = await Promise.all([
-    captureUpstream(move, prepared),
-    closeOutbound(move.host, prepared),
-  ]);
-  await liftAllWatches(move.host, prepared); // last: up to here nothing that a process could tell has changed
+  const [legs, taken] = await Promise.all([captureUpstream(move, prepared), closeOutbound(move, prepared)]);
+  const { timeline } = move.progress;
+  await timeline.during("source agent", "lifts watches", () => liftAllWatches(move.host, prepared)); // last: up to here nothing that a process could tell has changed
   return { ...legs, taken };
 }
 
@@ -56,9 +54,10 @@ async function refuseSharedLocks({ config }: MigrationHost, root: number): Promi
 async function captureUpstream(move: Move, { channel }: Prepared): Promise<Pick<Captured, "adopting">> {
   const { host, progress } = move;
   host.context.faults.at("source:capture");
-  const captured = await host.proxy.command<"captureUpstream", CaptureResult>("captureUpstream", {
-    epoch: host.journal.epoch,
-  });
+  const { epoch } = host.journal;
+  const captured = await progress.timeline.during("source proxy", "captures the application's legs", () =>
+    host.proxy.command<"captureUpstream", CaptureResult>("captureUpstream", { epoch }),
+  );
   progress.captured(captured.result);
   // the target adopts them while CRIU dumps
   const adopting = carryLegs(move, channel, "adopt", captured).then((adopted) =>
@@ -69,7 +68,12 @@ async function captureUpstream(move: Move, { channel }: Prepared): Promise<Pick<
 }
 
 /** While the application is frozen: one that is not would have connected again by the dump. */
-async function closeOutbound(host: MigrationHost, { root, fingerprintFormat }: Prepared): Promise<Taken> {
+async function closeOutbound(
+  { host, progress }: Move,
+  { root, fingerprintFormat }: Prepared,
+): Promise<Taken> {
+  const { timeline } = progress;
+  const fromMs = performance.now();
   const { config, container } = host;
   const pids = await treeOf(root);
   const upstreams = config.ports.map((port) => port.upstream);
@@ -81,11 +85,16 @@ async function closeOutbound(host: MigrationHost, { root, fingerprintFormat }: P
   // When what ends on purpose has ended; before CRIU puts sockets in repair mode and runs code of its own in the processes; and
   // before the shield, which is an option of the sockets, and not the application's. The proxy captures its legs meanwhile.
   const options = await audited(config, container, root);
+  timeline.span("source agent", "leaves own sockets", fromMs);
+  const fingerprintFromMs = performance.now();
   const taken = takeFingerprint({ ...options, format: fingerprintFormat });
+  timeline.span("source agent", "takes the fingerprint", fingerprintFromMs);
+  const shieldFromMs = performance.now();
   refuseInFlight(taken);
   refuseUnreadErrors(taken);
   leaveTerminals(imagesDirOf(host), taken.tree);
   await shieldOutbound(pids, sockets.outbound.filter(stays));
+  timeline.span("source agent", "shields what stays", shieldFromMs);
   return taken;
 }
 

@@ -2,7 +2,7 @@
 import type { AdoptResult, CaptureResult } from "#proxy/contract/commands.ts";
 import { messageOf } from "#proxy/contract/errors.ts";
 import { seal } from "#proxy/store/seal.ts";
-import type { ReleaseReply } from "../../api/migration.ts";
+import { type ReleaseReply, releaseReply } from "../../api/migration.ts";
 import { type CapturedBody, carryLegs } from "./carry-legs.ts";
 import type { Dumped } from "./dump.ts";
 import type { Move } from "./move.ts";
@@ -20,7 +20,8 @@ export async function commit(move: Move, { channel, epoch }: Prepared, { signals
   const { id, host, stop, progress, reached } = move;
   const { context, journal, name } = host;
   stop.throwIfStopped();
-  await host.anchors.settle(journal.epoch);
+  const { timeline } = progress;
+  await timeline.during("source agent", "anchors settle", () => host.anchors.settle(journal.epoch));
   const captured = await captureDownstream(move);
   // More than the store is to keep, nobody shall need there: whoever goes on has the legs already.
   const isTooMuch =
@@ -37,14 +38,16 @@ export async function commit(move: Move, { channel, epoch }: Prepared, { signals
   // the target adopts these legs meanwhile: silent, shielded, and forgotten if the commit fails
   const adopting =
     captured === null || isTooMuch ? null : carryLegs(move, channel, "adoptDownstream", captured);
-  const committing = context.store.commit({
-    workload: name,
-    node: context.node,
-    epoch: journal.epoch,
-    migration: id,
-    held,
-    ttlMs: HELD_TTL_MS,
-  });
+  const committing = timeline.during("store", "commit", () =>
+    context.store.commit({
+      workload: name,
+      node: context.node,
+      epoch: journal.epoch,
+      migration: id,
+      held,
+      ttlMs: HELD_TTL_MS,
+    }),
+  );
   // both have ended before anything is taken back
   await Promise.allSettled([committing, adopting]);
   await committing;
@@ -57,9 +60,10 @@ export async function commit(move: Move, { channel, epoch }: Prepared, { signals
 /** Takeover: the clients' legs, and the address off this node. null: they stay where they are */
 async function captureDownstream({ host, progress }: Move): Promise<CapturedBody | null> {
   if (host.vip === null) return null;
-  const captured = await host.proxy.command<"captureDownstream", CaptureResult>("captureDownstream", {
-    epoch: host.journal.epoch,
-  });
+  const { epoch } = host.journal;
+  const captured = await progress.timeline.during("source proxy", "captures clients' legs", () =>
+    host.proxy.command<"captureDownstream", CaptureResult>("captureDownstream", { epoch }),
+  );
   progress.captured(captured.result);
   host.vip.remove();
   return captured;
@@ -67,9 +71,11 @@ async function captureDownstream({ host, progress }: Move): Promise<CapturedBody
 
 /** A target that does not answer is no longer waited for: the store tells what it did. */
 export async function release({ options, progress }: Move, { channel }: Prepared): Promise<void> {
+  const releaseMs = performance.now();
   const { result } = await channel.call<ReleaseReply>("release", {}, { timeoutMs: options.deadlineMs });
   progress.pause.ends();
   progress.result.criuMs.restore = round(result.criuRestoreMs);
+  progress.toldByTarget(releaseReply.shape.timeline.parse(result.timeline), releaseMs);
 }
 
 /** What was sent to the frozen application since the last look, and arrives a moment late. The move stands, whatever comes of it. */

@@ -82,27 +82,27 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
   const isLeft = parentDir !== null;
   sender.start(isLeft);
   const hooks = new DumpHooks(move, prepared, { freezer, leavesPages: isLeft });
+  const { timeline } = progress;
+  const asked = {
+    pid,
+    logFile: "dump.log",
+    timeoutSeconds: Math.ceil(options.deadlineMs / 1000),
+    logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
+    ghostLimitBytes: host.limits.imagesBytesMax,
+    leave: freezer === null ? "stopped" : "running",
+    external: queues.map(({ key }) => key),
+    ...(parentDir === null ? {} : { parentDir }),
+  } as const;
+  const atHook = (hook: string): Promise<void> => hooks.at(hook);
   try {
-    await worker.request(
-      "DUMP",
-      {
-        pid,
-        logFile: "dump.log",
-        timeoutSeconds: Math.ceil(options.deadlineMs / 1000),
-        logLevel: context.log.isLevelEnabled("debug") ? 4 : 2,
-        ghostLimitBytes: host.limits.imagesBytesMax,
-        leave: freezer === null ? "stopped" : "running",
-        external: queues.map(({ key }) => key),
-        ...(parentDir === null ? {} : { parentDir }),
-      },
-      (hook) => hooks.at(hook),
-    );
+    await timeline.hooked("source CRIU", atHook, (onHook) => worker.request("DUMP", asked, onHook));
   } catch (error) {
     if (worker.hasDied) move.inHand = hooks.inHand;
     await hooks.edited.catch(() => {}); // nothing else writes images when the move goes back
     throw await withCriuReason(error, "CRIU_DUMP", `${imagesDir}/dump.log`);
   }
-  const notKept = await hooks.edited;
+  const notKept = await timeline.during("source agent", "waits for edited images", () => hooks.edited);
+  const repairFromMs = performance.now();
   let frozen: FrozenTree | null = null;
   if (freezer !== null) {
     const tree = await treeOf(root);
@@ -110,6 +110,7 @@ export async function dump(move: Move, prepared: Prepared): Promise<Dumped> {
     await beginRepair(tree);
     frozen = await FrozenTree.at(freezer, tree, () => stop.throwIfStopped());
   }
+  timeline.span("source agent", "begins repair, looks at the frozen tree", repairFromMs);
   progress.done("dump", performance.now() - startedMs - hooks.waitedMs);
   return {
     ...hooks.dumped,
@@ -221,7 +222,9 @@ class DumpHooks {
     progress.pause.begins();
     stop.startDeadline();
     const { epoch } = host.journal;
-    const { result } = await host.proxy.command<"hold", HoldResult>("hold", { epoch });
+    const { result } = await progress.timeline.during("source proxy", "holds clients", () =>
+      host.proxy.command<"hold", HoldResult>("hold", { epoch }),
+    );
     progress.result.sessions = result.sessions;
     if (result.acceptBacklog > 0) {
       throw fail(
@@ -232,13 +235,17 @@ class DumpHooks {
   }
 
   async #capture(): Promise<Passed> {
+    const { timeline } = this.#move.progress;
+    const fromMs = performance.now();
     const pids = await treeOf(this.#prepared.root);
     this.#living = livingOf(pids);
     const { sender, trace, worker } = this.#prepared;
     const signals = PendingSignals.of(pids, trace, await treeOf(worker.pid));
     const tracking = sender.endTracking();
     tracking.catch(() => {}); // looked at below, unless the capture has failed // beside what the proxy does
+    timeline.span("source agent", "looks at signals", fromMs);
     const captured = await this.#phase("capture", () => capture(this.#move, this.#prepared));
+    const trackedFromMs = performance.now();
     await tracking;
     if (this.#leavesPages) {
       const tree = await tracedTree(this.#prepared.root);
@@ -248,6 +255,7 @@ class DumpHooks {
       );
       await sender.lookAt(tree);
     }
+    timeline.span("source agent", "looks at what was written", trackedFromMs);
     return { hook: "query-ext-files", signals, ...captured };
   }
 
@@ -256,6 +264,8 @@ class DumpHooks {
     const { host } = this.#move;
     host.context.faults.at("source:dumped");
     const { adopting, signals, taken } = passed;
+    const { timeline } = this.#move.progress;
+    const fromMs = performance.now();
     let memory: MemoryDigest | null = null;
     if (this.#freezer !== null) {
       assertTraced(await treeOf(this.#prepared.root), this.#living);
@@ -265,7 +275,8 @@ class DumpHooks {
       memory = memoryOf(this.#prepared.root, imagesDirOf(host));
       await memory;
     }
-    const files = await this.#sendFiles();
+    timeline.span("source agent", "freezes the tree", fromMs);
+    const files = await timeline.during("source agent", "finds changed files", () => this.#sendFiles());
     this.#edited = turn().then(() => editImages(imagesDirOf(host), this.#prepared.root));
     this.#edited.catch(() => {}); // looked at by `dump`
     return {

@@ -1,7 +1,8 @@
 /** What a move says of itself: its phases while it runs, and its result. */
 import type { AdoptResult, CaptureResult } from "#proxy/contract/commands.ts";
-import type { MoveResult, Phase, PhaseEvent, Report } from "../../api/migration.ts";
+import type { MoveResult, Phase, PhaseEvent, Report, TimelineSpan } from "../../api/migration.ts";
 import type { PrecopyRounds } from "../../criu/precopy-rounds.ts";
+import { placed, Timeline } from "../timeline.ts";
 
 type PhaseName = PhaseEvent["phase"];
 
@@ -9,8 +10,10 @@ export class Progress {
   /** filled in as the move goes on */
   readonly result: MoveResult;
   readonly pause = new Pause();
+  readonly timeline = new Timeline();
   readonly #report: Report;
   readonly #startedMs = performance.now();
+  #atTarget: { spans: TimelineSpan[]; releaseMs: number } = { spans: [], releaseMs: 0 };
   readonly #legs = { captured: 0, captureUs: 0, adopted: 0, adoptUs: 0 };
 
   constructor(of: Pick<MoveResult, "workload" | "from" | "to" | "downstream">, report: Report) {
@@ -80,6 +83,14 @@ export class Progress {
       );
   }
 
+  /**
+   * @param spans what the target has told of itself, in ms from when it received `release`
+   * @param releaseMs when that was sent, by `performance.now()`
+   */
+  toldByTarget(spans: TimelineSpan[], releaseMs: number): void {
+    this.#atTarget = { spans, releaseMs };
+  }
+
   /** The result, complete: nothing happens any more. */
   ended(): MoveResult {
     const { captured, captureUs, adopted, adoptUs } = this.#legs;
@@ -87,6 +98,9 @@ export class Progress {
       capture: round(captureUs / Math.max(1, captured)),
       adopt: round(adoptUs / Math.max(1, adopted)),
     };
+    const { beganMs } = this.pause;
+    const { spans, releaseMs } = this.#atTarget;
+    if (beganMs > 0) this.result.timeline = placed(this.timeline.since(beganMs), spans, releaseMs - beganMs);
     const { phasesMs } = this.result;
     for (const [phase, ms] of Object.entries(phasesMs)) phasesMs[phase as Phase] = round(ms);
     return this.result;
@@ -108,6 +122,11 @@ class Pause {
 
   begins(): void {
     this.#beganMs = performance.now();
+  }
+
+  /** by `performance.now()`; 0: it has not begun */
+  get beganMs(): number {
+    return this.#beganMs;
   }
 
   /** The first time counts. */

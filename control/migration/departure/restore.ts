@@ -22,14 +22,18 @@ export interface Transferred {
 
 /** What else changed, but for memory. */
 export async function transfer(move: Move, prepared: Prepared, dumped: Dumped): Promise<Transferred> {
-  const { host, stop } = move;
+  const { host, stop, progress } = move;
+  const { timeline } = progress;
   const { root, sender } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:transfer");
   const memory = dumped.memory ?? (host.limits.verifyMemory ? memoryOf(root, imagesDirOf(host)) : null);
   memory?.catch(() => {}); // looked at by `restore`
-  const manifest = await stop.untilStopped(sender.sendOthers());
-  await stop.untilStopped(dumped.filesSent);
+  const manifest = await timeline.during("source agent", "sends other images", () =>
+    stop.untilStopped(sender.sendOthers()),
+  );
+  await timeline.during("source agent", "sends changed files", () => stop.untilStopped(dumped.filesSent));
+  const queuesFromMs = performance.now();
   const { stopped = [], watches = [] } = host.journal.moving ?? {};
   const call = {
     manifest,
@@ -39,7 +43,9 @@ export async function transfer(move: Move, prepared: Prepared, dumped: Dumped): 
     openQueues: dumped.openQueues,
     watches,
   };
-  return { call, queues: readQueues(root), memory };
+  const queues = readQueues(root);
+  timeline.span("source agent", "reads queues", queuesFromMs);
+  return { call, queues, memory };
 }
 
 export async function restore(
@@ -52,7 +58,8 @@ export async function restore(
   const { channel, memoryLast } = prepared;
   stop.throwIfStopped();
   host.context.faults.at("source:restore");
-  await dumped.fingerprintSent;
+  const { timeline } = progress;
+  await timeline.during("source agent", "sends the fingerprint", async () => dumped.fingerprintSent);
   const ask = async (more: Partial<RestoreCall>): Promise<RestoreReply> =>
     (await stop.call<RestoreReply>(channel, "restore", { ...call, ...more }, queues)).result;
   const last = (): Promise<ImageManifest> => lastOfMemory(move, prepared, dumped);
@@ -67,8 +74,10 @@ export async function restore(
   progress.result.auditMs.target = round(result.auditMs);
   progress.result.notKept.push(...dumped.notKept, ...result.notKept);
   if (memory !== null) {
-    const digest = await stop.untilStopped(memory);
-    await stop.call(channel, "verify", digest.call, digest.body);
+    await timeline.during("source agent", "compares memory", async () => {
+      const digest = await stop.untilStopped(memory);
+      await stop.call(channel, "verify", digest.call, digest.body);
+    });
   }
   dumped.frozen?.verify(); // all is as it was, up to the commit
 }
@@ -80,7 +89,9 @@ async function lastOfMemory(
   dumped: Dumped,
 ): Promise<ImageManifest> {
   const { root, sender } = prepared;
-  const manifest = await stop.untilStopped(sender.finish(() => tracedTree(root)));
+  const manifest = await progress.timeline.during("source agent", "sends memory", () =>
+    stop.untilStopped(sender.finish(() => tracedTree(root))),
+  );
   dumped.frozen?.verify(); // files and memory have been read
   host.context.faults.at("source:memory");
   progress.result.imageBytes = sender.sentBytes - progress.result.precopyBytes;
