@@ -116,6 +116,7 @@ describe("the picture of a timeline", () => {
     span("holds <clients>", 0, 8, "source proxy"),
     span("in the same time", 2, 6, "source proxy"),
     span("takes the fingerprint", 10, 40),
+    span("sends memory", 70, 80),
     span("to post-restore", 40.2, 90, "target CRIU"),
     span("commit", 92, 92, "store"),
     span("lets clients go on, by a name that is rather long", 98, 99.5, "target proxy"),
@@ -157,7 +158,7 @@ describe("the picture of a timeline", () => {
     );
     assert.deepEqual(gapsOf({ spans: [], endMs: 5 }), [{ fromMs: 0, toMs: 5, after: null, before: null }]);
     const printed = renderCourse({ name: "forward", course }).join("\n");
-    assert.match(printed, /^forward: 100\.0 ms from the hold to the release, 6 spans$/m);
+    assert.match(printed, /^forward: 100\.0 ms from the hold to the release, 7 spans$/m);
     assert.match(printed, /^longest spans .*\n^target CRIU: to post-restore +40\.2 +49\.8$/m);
     assert.match(
       printed,
