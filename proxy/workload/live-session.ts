@@ -81,6 +81,8 @@ export interface StandIn {
 }
 
 const NO_BYTES: Buffer = Buffer.alloc(0);
+/** what a FIN counts among those not acknowledged */
+const FIN_BYTES = 1;
 
 export class LiveSession implements Carrier, PumpOwner {
   readonly id: string;
@@ -506,11 +508,14 @@ export class LiveSession implements Carrier, PumpOwner {
     this.startLingering();
   }
 
-  /** It may have reset its connection behind its FIN: once the application has been given all it had said, that ends the session. */
+  /**
+   * It may have reset its connection behind its FIN: that ends the session where the application is here and has all it had said. What
+   * is on its way would be lost by the reset; then the client counts as one that only listens.
+   */
   clientGone(): void {
-    const { downstream } = this;
-    if (this.inbound.finSent && this.#state !== "lingering" && downstream instanceof TcpLeg)
-      downstream.endIfReset();
+    const { downstream, upstream } = this;
+    if (!this.inbound.finSent || this.#state === "lingering" || !(upstream instanceof TcpLeg)) return;
+    if (downstream instanceof TcpLeg && upstream.unackedBytes() <= FIN_BYTES) downstream.endIfReset();
   }
 
   /** Silent no more: captured → rolled back, or adopted → released. */

@@ -7,8 +7,8 @@ import { defaultsOf, PROXY_LIMITS, type ProxyLimits } from "#proxy/contract/limi
 import { HeldBudget } from "#proxy/replay/held-bytes.ts";
 import { ProtocolFilter, type ProtocolFilterHost } from "#proxy/replay/protocol-filter.ts";
 import type { Leg, LegListener } from "#proxy/stream/leg.ts";
-import type { SocketKernel, Watcher } from "#proxy/stream/socket-kernel.ts";
-import type { TcpLeg } from "#proxy/stream/tcp-leg.ts";
+import { READY, type SocketKernel, type Watcher } from "#proxy/stream/socket-kernel.ts";
+import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { ApplicationDialler } from "#proxy/workload/application-dialler.ts";
 import { beginLinkWait, endLinkWait } from "#proxy/workload/link-wait.ts";
 import { LiveSession } from "#proxy/workload/live-session.ts";
@@ -250,5 +250,48 @@ describe("a session that is told to go", () => {
     session.forget();
     t.mock.timers.tick(LIMITS.lingerMsMax);
     assert.deepEqual(over, [null]);
+  });
+});
+
+describe("a session whose client resets its connection behind its FIN", () => {
+  it("ends where its application has acknowledged all, and not before", () => {
+    const [client, application] = [5, 6];
+    let unacked = 2;
+    const sent: string[] = [];
+    const gone: number[] = [];
+    const kernel = {
+      setNoDelay: () => {},
+      watch: () => {},
+      unwatch: () => {},
+      soon: () => {},
+      close: () => {},
+      reset: (fd) => gone.push(fd),
+      shutdownWrite: () => true,
+      isClosed: (fd) => fd === client,
+      socketError: () => 32,
+      errnoName: () => "EPIPE",
+      unackedBytes: () => unacked,
+      recv: () => 0,
+      send: (_, bytes) => {
+        sent.push(String(bytes));
+        return bytes.length;
+      },
+    } as Partial<SocketKernel> as SocketKernel;
+    const { session, over } = stageOf();
+    session.filter = null;
+    session.step("dial");
+    session.step("dialled");
+    session.setUpstream(TcpLeg.attach(kernel, application));
+    const leg = TcpLeg.attach(kernel, client);
+    session.setDownstream(leg);
+    session.fromClient(Buffer.from("all it says"));
+    leg.resumeReading();
+    leg.onReady(READY.in | READY.fin);
+    assert.equal(session.inbound.finSent, true);
+    leg.onReady(READY.error | READY.hangUp);
+    assert.deepEqual([over, gone], [[], []], "the application may not have read it");
+    unacked = 1; // the FIN
+    leg.onReady(READY.error | READY.hangUp);
+    assert.deepEqual([sent, over.length, gone.includes(application)], [["all it says"], 1, true]);
   });
 });
