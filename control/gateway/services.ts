@@ -1,7 +1,6 @@
 /**
  * Where clients of a cluster's Services come, and whom they are led to, as the controller tells it in a ConfigMap: at once, and again
- * whenever it changes. While the API server is away a gateway goes by what it knows. Clients of a Service that leaves the table are led for
- * some seconds more: kube-proxies hear of its other endpoints no sooner than the gateway does.
+ * whenever it changes. While the API server is away a gateway goes by what it knows.
  */
 import type { Logger } from "pino";
 import { messageOf } from "#proxy/contract/errors.ts";
@@ -13,9 +12,6 @@ import { KubernetesApi } from "../kubernetes/client/api.ts";
 import type { ConfigMap } from "../kubernetes/client/objects.ts";
 import { pathOf } from "../kubernetes/client/paths.ts";
 import { Reflector } from "../kubernetes/client/reflector.ts";
-
-/** kube-proxy writes its rules a second apart (minSyncPeriod of its configuration): as long as a gateway that ends waits for it, by the preStop of the chart */
-const LEAVING_MS = 5_000;
 
 export interface ServicesOptions extends ServicesSource {
   /** Never throws: what cannot be done now is its business. */
@@ -32,12 +28,6 @@ export function followServices(
   const table = new ServiceTable(address, (service, reason) =>
     log.error({ service, reason }, "clients of a Service are not led"),
   );
-  let timer: NodeJS.Timeout | undefined;
-  function leadBy(data: Readonly<Record<string, string>>): void {
-    clearTimeout(timer);
-    lead(table.read(data));
-    if (table.hasLeaving) timer = setTimeout(() => leadBy(data), LEAVING_MS).unref();
-  }
   const reflector = new Reflector<ConfigMap>({
     api,
     path: pathOf("configmaps", { namespace: access.namespace }),
@@ -45,7 +35,7 @@ export function followServices(
     query: { fieldSelector: `metadata.name=${configMap}` },
     onAll: ([found]) => {
       // one that is deleted says nothing of whom clients are to be led to
-      if (found !== undefined) leadBy(found.data ?? {});
+      if (found !== undefined) lead(table.read(found.data ?? {}));
     },
     onProblem: (error) =>
       log.warn({ reason: messageOf(error) }, "Services are not seen; clients are led as before"),
@@ -53,37 +43,24 @@ export function followServices(
   return {
     async close() {
       await reflector.close();
-      clearTimeout(timer);
       api.close();
     },
   };
-}
-
-interface Entry {
-  text: string;
-  listeners: GatewayListener[];
 }
 
 /** The listeners that entries come to. What is not understood is left out, and told once. */
 export class ServiceTable {
   readonly #address: string;
   readonly #onRefused: (service: string, reason: string) => void;
-  #known = new Map<string, Entry>();
-  readonly #leaving = new Map<string, Entry & { untilMs: number }>();
+  #known = new Map<string, { text: string; listeners: GatewayListener[] }>();
 
   constructor(address: string, onRefused: (service: string, reason: string) => void) {
     this.#address = address;
     this.#onRefused = onRefused;
   }
 
-  /** Entries that are not in the table any more have listeners yet: it is to be read again, in {@link LEAVING_MS}. */
-  get hasLeaving(): boolean {
-    return this.#leaving.size > 0;
-  }
-
-  /** @param nowMs of a clock that never goes back. @returns a port number once: of a Service that leaves only while nobody else has it */
-  read(data: Readonly<Record<string, string>>, nowMs = performance.now()): GatewayListener[] {
-    const known = new Map<string, Entry>();
+  read(data: Readonly<Record<string, string>>): GatewayListener[] {
+    const known = new Map<string, { text: string; listeners: GatewayListener[] }>();
     const taken = new Set<number>();
     for (const [service, text] of Object.entries(data)) {
       const before = this.#known.get(service);
@@ -94,15 +71,9 @@ export class ServiceTable {
         taken.add(at.port);
       }
     }
-    for (const [service, entry] of this.#known)
-      this.#leaving.set(service, { ...entry, untilMs: nowMs + LEAVING_MS });
-    for (const [service, { untilMs }] of this.#leaving)
-      if (known.has(service) || untilMs <= nowMs) this.#leaving.delete(service);
     this.#known = known;
-    const open = new Set<number>();
-    return [...known.values(), ...this.#leaving.values()]
-      .flatMap(({ listeners }) => listeners)
-      .filter(({ at }) => !open.has(at.port) && open.add(at.port));
+    const free = new Set(taken);
+    return [...known.values()].flatMap(({ listeners }) => listeners).filter(({ at }) => free.delete(at.port));
   }
 
   #listenersOf(service: string, text: string): GatewayListener[] {

@@ -11,7 +11,7 @@ import { type Load, startLoad } from "../load/load.ts";
 import { APP_PORT, appContainer, nodePortService } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
-import { installChart, makeEdge, rollbackChart, stateOf, uninstallChart, upgradeChart } from "./install.ts";
+import { installChart, makeEdge, stateOf, uninstallChart } from "./install.ts";
 
 const HOLDFAST = "holdfast";
 const GAMES = "games";
@@ -29,7 +29,6 @@ const SESSIONS = 20;
 /** answers that clients have had before and after, each */
 const ANSWERS = 5;
 const SERVICES = `/api/v1/namespaces/${GAMES}/services`;
-const GATEWAYS = `/apis/apps/v1/namespaces/${HOLDFAST}/deployments/holdfast-gateway`;
 const SLICES = `/apis/discovery.k8s.io/v1/namespaces/${GAMES}/endpointslices`;
 const MIGRATIONS = `/apis/holdfast.dev/v1alpha1/namespaces/${GAMES}/migrations`;
 
@@ -420,65 +419,8 @@ describe("gateways of the chart", () => {
     await nobodyNoticed({ alive: left, lost });
   });
 
-  it("lead clients to pods again before an upgrade, and a rollback, to what has none, and are back with one to what has", async () => {
-    await load.stop();
-    const [withGateways, without] = [1, 2];
-    const takeAway = [
-      () => upgradeChart(cluster, HOLDFAST, { "gateway.enabled": "false" }, { wait: false }),
-      () => rollbackChart(cluster, HOLDFAST, without),
-    ];
-    for (const away of takeAway) {
-      await clientsComeDuring(away);
-      await lateIsDetached();
-      assert.equal(await cluster.find(GATEWAYS), null);
-      assert.deepEqual(await ofHooks(), []);
-      await clientsComeDuring(() => rollbackChart(cluster, HOLDFAST, withGateways));
-      // it rolls back to what keeps gateways: its hook has left the Service alone
-      assert.deepEqual(await ofHooks(), []);
-      for (const part of ["webhook", "controller", "gateway"])
-        await cluster.kubectl(["-n", HOLDFAST, "rollout", "status", `deployment/holdfast-${part}`]);
-      await cluster.kubectl(["-n", GAMES, "label", "service", LATE, "holdfast.dev/gateway=enabled"]);
-      await leadsToGateways(LATE);
-      await isWhole(await startClients(LATE_PORT));
-    }
-  });
-
-  /** They come one after the other, and each is answered. */
-  async function clientsComeDuring(change: () => Promise<void>): Promise<void> {
-    const { address } = cluster.lab.place(EDGE);
-    let isOver = false;
-    const changed = change().finally(() => {
-      isOver = true;
-    });
-    while (!isOver) {
-      const argv = ["curl", "-sS", "--max-time", "10", `http://${address}:${LATE_PORT}/`];
-      const { status, stderr } = await cluster.lab.run("client", argv, { timeoutMs: 15_000 });
-      if (status !== 0) await failed(stderr);
-    }
-    await changed.catch(failed);
-  }
-
-  /** What hooks of the chart have made, and what they need for it. */
-  async function ofHooks(): Promise<string[]> {
-    const kinds = "jobs,serviceaccounts,clusterroles,clusterrolebindings";
-    const found = await cluster.kubectl([
-      ...["-n", HOLDFAST, "get", kinds, "-l", "app.kubernetes.io/name=holdfast", "-o", "name"],
-    ]);
-    return found.split("\n").filter((name) => name.includes("-detach"));
-  }
-
-  /** Nothing of it is left at the Service, and new clients come to its pod. */
-  async function lateIsDetached(): Promise<void> {
-    const { metadata, spec } = await cluster.api("GET", `${SERVICES}/${LATE}`);
-    const { labels = {}, annotations = {} } = metadata as Record<string, Record<string, string>>;
-    assert.deepEqual([labels, annotations["holdfast.dev/selector"]], [{}, undefined]);
-    assert.deepEqual(spec.selector, { app: LATE });
-    const [pod] = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=${LATE}`);
-    assert.deepEqual(await endpoints(LATE), [pod?.status.podIP]);
-    await isWhole(await startClients(LATE_PORT));
-  }
-
   it("lead clients to pods again before the chart is uninstalled, and no Migration is left in the middle", async () => {
+    await load.stop();
     const [late] = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=${LATE}`);
     const there = `/apis/holdfast.dev/v1alpha1/namespaces/${GAMES}/migrations/cut-off`;
     await cluster.apply(migration("cut-off", late as KubeObject, late?.spec.nodeName === "a" ? "b" : "a"));
@@ -487,7 +429,13 @@ describe("gateways of the chart", () => {
     const ended = await cluster.api("GET", there);
     assert.ok(!("finalizers" in ended.metadata), JSON.stringify(ended));
     assert.ok(isFinal(ended.status.phase), ended.status.phase);
-    await lateIsDetached();
+    const { metadata, spec } = await cluster.api("GET", `${SERVICES}/${LATE}`);
+    const { labels = {}, annotations = {} } = metadata as Record<string, Record<string, string>>;
+    assert.deepEqual([labels, annotations["holdfast.dev/selector"]], [{}, undefined]);
+    assert.deepEqual(spec.selector, { app: LATE });
+    const [pod] = await list(`/api/v1/namespaces/${GAMES}/pods?labelSelector=app=${LATE}`);
+    assert.deepEqual(await endpoints(LATE), [pod?.status.podIP]);
+    await isWhole(await startClients(LATE_PORT));
     const left = await cluster.kubectl([
       ...["get", "jobs,serviceaccounts,configmaps,clusterroles,clusterrolebindings", "-A"],
       ...["-l", "app.kubernetes.io/name=holdfast", "-o", "name"],

@@ -57,25 +57,16 @@ export async function installChart(
   return { command: install.join(" ").replace(`${projectRoot}/`, "") };
 }
 
-/** Values of what {@link installChart} has installed change. @param options wait false: for hooks alone, as where a node is off and its agent is never ready */
+/** Values of what {@link installChart} has installed change. */
 export async function upgradeChart(
   cluster: Cluster,
   namespace: string,
   values: Record<string, string>,
-  { wait: forAll = true } = {},
 ): Promise<void> {
   const set = Object.entries(values).flatMap(([key, value]) => ["--set", `${key}=${value}`]);
-  const wait = [...(forAll ? ["--wait"] : []), "--timeout", `${INSTALL_MS_MAX / 1_000}s`];
+  const wait = ["--wait", "--timeout", `${INSTALL_MS_MAX / 1_000}s`];
   const upgrade = ["helm", "upgrade", "holdfast", CHART, "--namespace", namespace, "--reuse-values"];
   await runHelm(cluster, namespace, [...upgrade, ...set, ...wait]);
-}
-
-/** It is as in that revision again: 1 is what {@link installChart} has made, and each upgrade and rollback makes one more. Hooks alone are waited for. */
-export async function rollbackChart(cluster: Cluster, namespace: string, revision: number): Promise<void> {
-  await runHelm(cluster, namespace, [
-    ...["helm", "rollback", "holdfast", String(revision), "--namespace", namespace],
-    ...["--timeout", `${INSTALL_MS_MAX / 1_000}s`],
-  ]);
 }
 
 /** What {@link installChart} has installed goes again. */

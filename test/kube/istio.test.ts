@@ -13,15 +13,7 @@ import { type Load, startLoad } from "../load/load.ts";
 import { APP_PORT, appContainer, nodePortService } from "./applications.ts";
 import { type Cluster, condition, createCluster, type KubeObject } from "./cluster.ts";
 import { AGENT, APPS, INSIDE } from "./images.ts";
-import {
-  EDGE,
-  installChart,
-  makeEdge,
-  rollbackChart,
-  stateOf,
-  uninstallChart,
-  upgradeChart,
-} from "./install.ts";
+import { EDGE, installChart, makeEdge, stateOf, uninstallChart, upgradeChart } from "./install.ts";
 import { installIstio, istiodAlias, PILOT, PROXY } from "./istio.ts";
 import { enterNetwork } from "./pod-network.ts";
 import { ServiceInMesh, type VerifyMode } from "./verified.ts";
@@ -550,7 +542,6 @@ describe("pods that Istio and Holdfast inject", () => {
   it("lose nothing but what was made for them when the chart keeps it no more, and when it goes", async () => {
     for (const takeAway of [
       () => upgradeChart(cluster, HOLDFAST, { "mesh.enabled": "false" }),
-      () => rollbackChart(cluster, HOLDFAST, 2), // as it was then
       () => uninstallChart(cluster, HOLDFAST),
     ]) {
       await takeAway().catch(failed);

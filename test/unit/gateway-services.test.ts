@@ -524,24 +524,4 @@ describe("a gateway's listeners", () => {
     assert.match(refused.join("\n"), /^games\.d: .*session/m);
     assert.equal(refused.filter((line) => line.startsWith("games.b")).length, 1);
   });
-
-  it("stay for 5 s when their Service leaves the table, but for a port that another has by then", () => {
-    const { table: of, refused } = table();
-    const ports = (data: Record<string, string>, nowMs: number): number[] =>
-      of.read(data, nowMs).map(({ at }) => at.port);
-    const [a, b] = [{ "games.a": entry(20_000) }, { "games.b": entry(20_001) }];
-    assert.deepEqual(ports({ ...a, ...b }, 0), [20_000, 20_001]);
-    assert.equal(of.hasLeaving, false);
-    assert.deepEqual(ports(b, 1_000), [20_001, 20_000]);
-    assert.deepEqual(ports(b, 5_999), [20_001, 20_000]);
-    assert.equal(of.hasLeaving, true);
-    assert.deepEqual(ports(b, 6_000), [20_001]);
-    assert.equal(of.hasLeaving, false);
-    assert.deepEqual(ports({}, 7_000), [20_001]);
-    assert.deepEqual(ports({ "games.c": entry(20_001) }, 8_000), [20_001]);
-    assert.deepEqual(ports(b, 9_000), [20_001]);
-    // one that has come again is not leaving
-    assert.deepEqual(ports(b, 13_000), [20_001]);
-    assert.deepEqual(refused, []);
-  });
 });
