@@ -183,7 +183,7 @@ function twinsIn(before: Scan): Set<string> {
   const twins = new Set<string>();
   for (const [path, state] of before) {
     if (state === WHITEOUT || state.startsWith("directory")) continue;
-    const [twin, inode] = [twinOf(path, state), state.slice(0, state.indexOf(" "))];
+    const [twin, inode] = [twinOf(path, state), inodeIn(state)];
     if ((inodes.get(twin) ?? inode) === inode) inodes.set(twin, inode);
     else twins.add(twin);
   }
@@ -195,9 +195,9 @@ function togetherWithLinks(before: Scan, known: Scan): Scan {
   const isFile = (state: string): boolean => /^\d/.test(state);
   const doubtful = new Set<string>();
   for (const [path, state] of before)
-    if (isFile(state) && known.get(path) !== state) doubtful.add(state.slice(0, state.indexOf(" ")));
+    if (isFile(state) && known.get(path) !== state) doubtful.add(inodeIn(state));
   for (const [path, state] of known)
-    if (isFile(state) && doubtful.has(state.slice(0, state.indexOf(" ")))) known.set(path, UNKNOWN);
+    if (isFile(state) && doubtful.has(inodeIn(state))) known.set(path, UNKNOWN);
   return known;
 }
 
@@ -251,9 +251,14 @@ export function besideMounts(found: Scan, mounted: readonly string[]): Scan {
   for (const [path, state] of found) {
     if (mounted.some((mount) => path === mount || path.startsWith(`${mount}/`))) continue;
     const hasMounts = mounted.some((mount) => mount.startsWith(`${path}/`));
-    own.set(path, hasMounts ? state.replace(/opaque$/, COVERED) : state);
+    own.set(path, hasMounts && state.endsWith(OPAQUE) ? state.slice(0, -OPAQUE.length) + COVERED : state);
   }
   return own;
+}
+
+/** Of a state in a scan; of a folder, and of what is no file, it is none. */
+export function inodeIn(state: string): string {
+  return state.slice(0, state.indexOf(" "));
 }
 
 /** Of states of files that are no folders: another inode. */
@@ -282,6 +287,7 @@ export async function packPaths(
     ? [
         "--ignore-failed-read",
         "--warning=failed-read",
+        "--quoting-style=escape", // as `cutShortIn` reads it
         "--warning=no-file-changed",
         "--warning=no-file-removed",
       ]

@@ -6,7 +6,7 @@
  */
 import { readFileSync } from "node:fs";
 import { nameText } from "./file-names.ts";
-import type { Scan } from "./files.ts";
+import { inodeIn, type Scan } from "./files.ts";
 
 /** Paths as the processes see them of files mapped for writing to. Processes that have gone have none. */
 export function filesMappedForWriting(pids: Iterable<number>): Set<string> {
@@ -34,10 +34,6 @@ export function takeForChanged(seen: Scan, target: string, paths: Iterable<strin
   }
   if (inodes.size === 0) return;
   for (const [path, state] of seen) if (inodes.has(inodeIn(state))) seen.set(path, "mapped");
-}
-
-function inodeIn(state: string): string {
-  return state.slice(0, state.indexOf(" "));
 }
 
 /** The part of a path below a mount's target ("/": of the whole), or null when it is elsewhere. */

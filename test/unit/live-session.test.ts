@@ -10,6 +10,7 @@ import type { Leg, LegListener } from "#proxy/stream/leg.ts";
 import { READY, type SocketKernel, type Watcher } from "#proxy/stream/socket-kernel.ts";
 import { TcpLeg } from "#proxy/stream/tcp-leg.ts";
 import { ApplicationDialler } from "#proxy/workload/application-dialler.ts";
+import { newCounters } from "#proxy/workload/counters.ts";
 import { beginLinkWait, endLinkWait } from "#proxy/workload/link-wait.ts";
 import { LiveSession } from "#proxy/workload/live-session.ts";
 
@@ -114,14 +115,7 @@ function stageOf(client = new End()): Stage {
   const filterHost: ProtocolFilterHost = {
     limits: LIMITS,
     budget,
-    counters: {
-      sessionsUnavailable: 0,
-      requestsReplayed: 0,
-      requestsRefused: 0,
-      messagesReplayed: 0,
-      webSocketsRefused: 0,
-      heldRefused: 0,
-    },
+    counters: newCounters(),
     isPaused: false,
     cookieKeys: [Buffer.alloc(32)],
     onSpillFailed: assert.ifError,
