@@ -187,39 +187,60 @@ test("a name that is another file's by now is no name of the one that it was lin
   });
 });
 
-test("a file that a failing disk ends in the middle of does not count as sent, and fails when it cannot be read again", async () => {
+/** A disk with these files, mounted at a folder: most of what is big of them cannot be read any more once it fails. */
+async function onDisk(
+  mounted: string,
+  files: Record<string, Buffer>,
+  use: (fails: () => void) => Promise<void>,
+): Promise<void> {
   const base = mkdtempSync(join(tmpdir(), "holdfast-disk-"));
-  const [content, disk, mounted] = ["content", "disk", "mounted"].map((name) => join(base, name)) as [
-    string,
-    string,
-    string,
-  ];
+  const [content, disk] = [join(base, "content"), join(base, "disk")];
   mkdirSync(content);
-  mkdirSync(mounted);
-  const name = "fi\\le\n: File shrank by ü";
-  writeFileSync(join(content, name), randomBytes(4 << 20));
-  writeFileSync(join(content, "a whole one"), "small");
+  for (const [name, bytes] of Object.entries(files)) writeFileSync(join(content, name), bytes);
   writeFileSync(disk, "");
   truncateSync(disk, 8 << 20);
   execFileSync("mkfs.ext4", ["-q", "-O", "^has_journal", "-d", content, disk]);
+  mkdirSync(mounted);
   execFileSync("mount", ["-o", "loop,ro", disk, mounted]);
-  const folder = openSync(mounted, "r");
   try {
-    truncateSync(disk, 2 << 20);
+    await use(() => truncateSync(disk, 2 << 20));
+  } finally {
+    execFileSync("umount", [mounted]);
+    rmSync(base, { recursive: true });
+  }
+}
+
+test("a file that a failing disk ends in the middle of is told by its name, and fails where all has to be read", async () => {
+  const base = mkdtempSync(join(tmpdir(), "holdfast-mounted-"));
+  const mounted = join(base, "mounted");
+  const name = "fi\\le\n: File shrank by ü";
+  const files = { [name]: randomBytes(4 << 20), "a whole one": Buffer.from("small") };
+  await onDisk(mounted, files, async (fails) => {
+    const folder = openSync(mounted, "r");
+    fails();
     const paths = [nameText(Buffer.from(name)), "a whole one"];
     const pack = async (live: boolean): Promise<string[]> => {
       const { stream, done } = await packPaths({ fd: folder, initPid: null }, paths, live);
       stream.resume();
       return [...(await done)];
     };
-    assert.deepEqual(await pack(true), [nameText(Buffer.from(name))]);
-    await assert.rejects(pack(false), { code: "FILES_TAR" });
-  } finally {
-    closeSync(folder);
-    execFileSync("umount", [mounted]);
-    rmSync(base, { recursive: true });
-  }
+    try {
+      assert.deepEqual(await pack(true), [nameText(Buffer.from(name))]);
+      await assert.rejects(pack(false), { code: "FILES_TAR" });
+    } finally {
+      closeSync(folder);
+    }
+  });
+  rmSync(base, { recursive: true });
 });
+
+test("what a failing disk cut short in the first round is not in the copy: the second reads it again, and fails", () =>
+  withRounds(async (rounds) => {
+    await onDisk(join(rounds.source, "z"), { big: randomBytes(4 << 20) }, async (fails) => {
+      await rounds.first(fails);
+      await assert.rejects(rounds.second(), { code: "FILES_TAR" });
+    });
+  }));
 
 test("what was cut short counts as unknown, and a read error as that", () => {
   assert.equal(
